@@ -125,3 +125,213 @@ def _to_checkpoint(x, entry):
   if axes is not None:
     x = x.transpose(axes)
   return x if entry.shape is None else x.reshape(entry.shape)
+
+
+def transformer_table(config) -> Table:
+  """Names of diffusers' `WanTransformer3DModel` for our Wan-form `DiT`."""
+  table = {
+    'patch/kernel': Entry(
+      ('patch_embedding.weight',),
+      'linear',
+      shape=(config.width, config.channels, *config.patch),
+    ),
+    'patch/bias': Entry(('patch_embedding.bias',)),
+    'head_modulation': Entry(
+      ('scale_shift_table',), shape=(1, 2, config.width)
+    ),
+    'head/kernel': Entry(('proj_out.weight',), 'linear'),
+    'head/bias': Entry(('proj_out.bias',)),
+  }
+  embedder = {
+    'time_in': 'time_embedder.linear_1',
+    'time_out': 'time_embedder.linear_2',
+    'time_modulation': 'time_proj',
+    'text_in': 'text_embedder.linear_1',
+    'text_out': 'text_embedder.linear_2',
+  }
+  for ours, theirs in embedder.items():
+    table |= _linear(ours, [f'condition_embedder.{theirs}'])
+  for ours, theirs in BLOCK_LINEARS.items():
+    table |= _linear(
+      f'blocks/{ours}',
+      [f'blocks.{i}.{theirs}' for i in range(config.layers)],
+      stacked=True,
+    )
+  vectors = {
+    'self_attn/norm_q/scale': 'attn1.norm_q.weight',
+    'self_attn/norm_k/scale': 'attn1.norm_k.weight',
+    'cross_attn/norm_q/scale': 'attn2.norm_q.weight',
+    'cross_attn/norm_k/scale': 'attn2.norm_k.weight',
+    'cross_norm/scale': 'norm2.weight',
+    'cross_norm/bias': 'norm2.bias',
+    'modulation/table': 'scale_shift_table',
+  }
+  for ours, theirs in vectors.items():
+    table[f'blocks/{ours}'] = Entry(
+      tuple(f'blocks.{i}.{theirs}' for i in range(config.layers)),
+      stacked=True,
+      shape=(1, 6, config.width) if ours.startswith('modulation') else None,
+    )
+  return table
+
+
+# The linear layers of a block, the ones that LoRA may extend.
+BLOCK_LINEARS = {
+  'self_attn/q': 'attn1.to_q',
+  'self_attn/k': 'attn1.to_k',
+  'self_attn/v': 'attn1.to_v',
+  'self_attn/o': 'attn1.to_out.0',
+  'cross_attn/q': 'attn2.to_q',
+  'cross_attn/k': 'attn2.to_k',
+  'cross_attn/v': 'attn2.to_v',
+  'cross_attn/o': 'attn2.to_out.0',
+  'mlp/up': 'ffn.net.0.proj',
+  'mlp/down': 'ffn.net.2',
+}
+
+
+def _linear(ours: str, theirs: list[str], *, stacked: bool = False) -> Table:
+  """Kernel and bias of a linear layer (of every block, if stacked)."""
+  return {
+    f'{ours}/kernel': Entry(
+      tuple(f'{name}.weight' for name in theirs), 'linear', stacked
+    ),
+    f'{ours}/bias': Entry(
+      tuple(f'{name}.bias' for name in theirs), stacked=stacked
+    ),
+  }
+
+
+def text_table(config) -> Table:
+  """UMT5Encoder (`models.text.TextConfig`) <-> transformers' UMT5EncoderModel."""
+  block = 'encoder.block.{}.layer.'
+  attn, mlp = block + '0.SelfAttention.', block + '1.DenseReluDense.'
+  linear = {f'attn/{x}/kernel': f'{attn}{x}.weight' for x in 'qkvo'} | {
+    'mlp/gate/kernel': mlp + 'wi_0.weight',
+    'mlp/up/kernel': mlp + 'wi_1.weight',
+    'mlp/down/kernel': mlp + 'wo.weight',
+  }
+  same = {
+    'attn/position_bias': attn + 'relative_attention_bias.weight',
+    'attn_norm/scale': block + '0.layer_norm.weight',
+    'mlp_norm/scale': block + '1.layer_norm.weight',
+  }
+  table = {
+    'embedding': Entry(('shared.weight',)),
+    'norm/scale': Entry(('encoder.final_layer_norm.weight',)),
+  }
+  for layout, leaves in (('linear', linear), ('same', same)):
+    for name, key in leaves.items():
+      keys = tuple(key.format(i) for i in range(config.num_layers))
+      table[f'layers/{name}'] = Entry(keys, layout, stacked=True)
+  return table
+
+
+def without_tied_text(tensors: Mapping[str, Any]) -> dict[str, Any]:
+  """UMT5 tensors with one name for the embedding, whichever names it has.
+
+  transformers writes `shared.weight` alone; other tools write its tied copy
+  `encoder.embed_tokens.weight` beside it or instead of it.
+  """
+  tensors = dict(tensors)
+  tied = tensors.pop('encoder.embed_tokens.weight', None)
+  if tied is not None:
+    tensors.setdefault('shared.weight', tied)
+  return tensors
+
+
+def vae_table(config) -> Table:
+  """The Wan autoencoder (`VAEConfig`) in diffusers' AutoencoderKLWan names."""
+  table = _vae_conv('quant_conv', 'quant_conv')
+  table |= _vae_conv('post_quant_conv', 'post_quant_conv')
+  for side, widths in (
+    ('encoder', config.encoder_widths),
+    ('decoder', config.decoder_widths),
+  ):
+    last, middle = widths[-1], widths[-1 if side == 'encoder' else 0]
+    table |= _vae_conv(f'{side}/conv_in', f'{side}.conv_in')
+    table |= _vae_middle(f'{side}/mid', f'{side}.mid_block', middle)
+    table |= _vae_norm(f'{side}/norm_out', f'{side}.norm_out', last)
+    table |= _vae_conv(f'{side}/conv_out', f'{side}.conv_out')
+  return table | _vae_down(config) | _vae_up(config)
+
+
+def _vae_down(config) -> Table:
+  """The encoder's levels, which diffusers numbers in one flat list."""
+  table, at, before = {}, 0, config.base_dim
+  for i, width in enumerate(config.encoder_widths):
+    for j in range(config.num_res_blocks):
+      ours, theirs = f'encoder/down_{i}_res_{j}', f'encoder.down_blocks.{at}'
+      table |= _vae_res(ours, theirs, before, width)
+      at, before = at + 1, width
+    if i + 1 < len(config.encoder_widths):
+      ours, theirs = f'encoder/down_{i}_sample', f'encoder.down_blocks.{at}'
+      table |= _vae_resample(ours, theirs, config.temporal_downsample[i])
+      at += 1
+  return table
+
+
+def _vae_up(config) -> Table:
+  """The decoder's levels; upsampling halves the width between them."""
+  table, before = {}, config.decoder_widths[0]
+  times = config.temporal_downsample[::-1]
+  for i, width in enumerate(config.decoder_widths):
+    theirs = f'decoder.up_blocks.{i}'
+    for j in range(config.num_res_blocks + 1):
+      ours = f'decoder/up_{i}_res_{j}'
+      table |= _vae_res(ours, f'{theirs}.resnets.{j}', before, width)
+      before = width
+    if i + 1 < len(config.decoder_widths):
+      ours = f'decoder/up_{i}_sample'
+      table |= _vae_resample(ours, f'{theirs}.upsamplers.0', times[i])
+      before = width // 2
+  return table
+
+
+def _vae_middle(ours: str, theirs: str, width: int) -> Table:
+  attention, square = f'{theirs}.attentions.0', (width, width, 1, 1)
+  return {
+    **_vae_res(f'{ours}/res_0', f'{theirs}.resnets.0', width, width),
+    **_vae_res(f'{ours}/res_1', f'{theirs}.resnets.1', width, width),
+    f'{ours}/attn/norm/scale': Entry(
+      (f'{attention}.norm.gamma',), shape=(width, 1, 1)
+    ),
+    f'{ours}/attn/qkv/kernel': Entry(
+      (f'{attention}.to_qkv.weight',), 'linear', shape=(3 * width, *square[1:])
+    ),
+    f'{ours}/attn/qkv/bias': Entry((f'{attention}.to_qkv.bias',)),
+    f'{ours}/attn/proj/kernel': Entry(
+      (f'{attention}.proj.weight',), 'linear', shape=square
+    ),
+    f'{ours}/attn/proj/bias': Entry((f'{attention}.proj.bias',)),
+  }
+
+
+def _vae_res(ours: str, theirs: str, before: int, width: int) -> Table:
+  table = {
+    **_vae_norm(f'{ours}/norm1', f'{theirs}.norm1', before),
+    **_vae_conv(f'{ours}/conv1', f'{theirs}.conv1'),
+    **_vae_norm(f'{ours}/norm2', f'{theirs}.norm2', width),
+    **_vae_conv(f'{ours}/conv2', f'{theirs}.conv2'),
+  }
+  if before != width:
+    table |= _vae_conv(f'{ours}/shortcut', f'{theirs}.conv_shortcut')
+  return table
+
+
+def _vae_resample(ours: str, theirs: str, time: bool) -> Table:
+  table = _vae_conv(f'{ours}/conv', f'{theirs}.resample.1', 'conv2d')
+  if time:
+    table |= _vae_conv(f'{ours}/time_conv', f'{theirs}.time_conv')
+  return table
+
+
+def _vae_norm(ours: str, theirs: str, width: int) -> Table:
+  return {f'{ours}/scale': Entry((f'{theirs}.gamma',), shape=(width, 1, 1, 1))}
+
+
+def _vae_conv(ours: str, theirs: str, layout: str = 'conv3d') -> Table:
+  return {
+    f'{ours}/kernel': Entry((f'{theirs}.weight',), layout),
+    f'{ours}/bias': Entry((f'{theirs}.bias',)),
+  }

@@ -1,0 +1,123 @@
+"""Trains the embedded `world` base from nothing: autoencoder, images, clips.
+
+  python -m dcjax.main --config=configs/pretrain_world.py --workdir=runs/world
+  python -m dcjax.main --config=configs/pretrain_world.py:tiny    (a minute, to try)
+
+Stages: an autoencoder on scenes and free textures; the transformer and its text
+encoder on stills, the cheap teacher of look and words; then on clips and stills.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`variant`: '' or 'tiny'."""
+  c = ConfigDict()
+  c.task = 'pretrain'
+  c.seed = 0
+  # A base folder to go on from, instead of a fresh start.
+  c.init = ''
+  c.dtype = 'bfloat16'  # of activations
+  c.remat = 'none'
+  c.save_dtype = 'float32'  # of the saved weights
+  c.log_every = 50
+  c.save_every = 2000
+  c.kl_weight = 1e-4
+  c.shift = 3.0  # of the sampler's times
+
+  c.format = ConfigDict(
+    dict(
+      frames=17,
+      height=64,
+      width=64,
+      fps=8.0,
+      text_length=48,
+      guidance=3.0,
+      steps=24,
+    )
+  )
+  c.vae = ConfigDict(
+    dict(
+      base_dim=16,
+      z_dim=16,
+      dim_mult=(1, 2, 4),
+      num_res_blocks=1,
+      temporal_downsample=(True, True),
+    )
+  )
+  c.dit = ConfigDict(
+    dict(
+      width=256,
+      layers=6,
+      heads=8,
+      mlp_width=576,
+      channels=16,
+      text_width=128,
+    )
+  )
+  c.text = ConfigDict(
+    dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
+  )
+
+  muon = dict(kind='muon', lr=1e-3, clip=1.0, weight_decay=0.01, warmup=200)
+  model = dict(
+    objective='world',
+    data='world',
+    train='^(transformer|text_encoder)/',
+    text_drop=0.03,
+    prompt_drop=0.1,
+    ema=0.9995,
+  )
+  # mix: (frames, samples of an optimizer step) pairs.
+  c.stages = [
+    ConfigDict(
+      dict(
+        name='autoencoder',
+        objective='autoencoder',
+        data='world',
+        train='^vae/',
+        steps=12000,
+        ema=0.999,
+        mix=((1, 128), (17, 64)),
+        optimizer=dict(
+          lr=1e-3, clip=1.0, weight_decay=0.0, warmup=200, schedule='cosine'
+        ),
+      )
+    ),
+    ConfigDict(
+      dict(
+        name='images',
+        steps=10000,
+        mix=((1, 1024),),
+        optimizer=muon,
+        **model,
+      )
+    ),
+    ConfigDict(
+      dict(
+        name='clips',
+        steps=40000,
+        mix=((1, 256), (17, 128), (33, 16)),
+        optimizer=dict(muon, schedule='trapezoid', cooldown=0.4),
+        **model,
+      )
+    ),
+  ]
+  if variant == 'tiny':
+    _shrink(c)
+  elif variant:
+    raise ValueError(f'unknown variant {variant!r}; use tiny or none')
+  return c
+
+
+def _shrink(c: ConfigDict) -> None:
+  """Everything, once, in a minute on two cores."""
+  c.dtype = 'float32'
+  c.log_every, c.save_every = 1, 2
+  c.dit.update(dict(width=48, layers=2, heads=2, mlp_width=64))
+  c.vae.base_dim = 8
+  for stage in c.stages:
+    stage.steps = 2
+    stage.mix = tuple((frames, 2) for frames, _ in stage.mix)
+
+

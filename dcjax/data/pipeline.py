@@ -1,0 +1,246 @@
+"""Batches for every stage.
+
+A source is a random-access sequence of examples, each a dict of numpy arrays: a
+plain list for a concept, whose latents fit in memory, or any grain.MapDataset.
+`loader` makes one endless stream of it,
+
+    shuffle anew each epoch -> repeat -> every n-th example to process p of n
+    -> batch,
+
+in which step s holds the same examples on any number of processes: the position
+in the data is one number, and a run may resume on other hardware. Grain reads
+ahead in threads; without it the same batches come, one after the other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+import sys
+from typing import Any, Protocol
+
+from dcjax.errors import DcjaxError
+import jax
+import numpy as np
+
+Example = dict[str, np.ndarray]
+Source = Sequence[Example]  # or a grain.MapDataset of the same
+
+
+class Loader(Protocol):
+  """An endless iterator of batches that knows where it is.
+
+  `get_state` is JSON and is independent of the number of processes; after
+  `set_state` the iterator goes on with the same batches, bit for bit.
+  """
+
+  def __iter__(self) -> Iterator: ...
+  def __next__(self) -> dict[str, Any]: ...
+  def get_state(self) -> dict[str, Any]: ...
+  def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+def frames(latents: Any, **shared: Any) -> list[Example]:
+  """Stage *set*: each frame of a video as an image of its own.
+
+  The frames are to be encoded one by one, as a clip's latents mix time. An
+  example carries nothing of a frame's place: the loader draws them uniformly,
+  and with one frame each the temporal position is 0 for all (Set-and-Sequence,
+  section 3.2).
+
+  Args:
+    latents: [n h w c] or [n 1 h w c], one image a frame.
+    **shared: arrays that are the same for all, such as text features [l d].
+
+  Returns:
+    n examples {'latents': [1 h w c], **shared}. Sets of several videos, each
+    with its own text, are joined with `+`.
+
+  Raises:
+    DcjaxError: if `latents` has another shape.
+  """
+  latents = np.asarray(latents)
+  if latents.ndim == 4:
+    latents = latents[:, None]
+  if latents.ndim != 5 or latents.shape[1] != 1 or not len(latents):
+    raise DcjaxError(
+      f'frames are latents [n 1 h w c] of single images, not '
+      f'{list(latents.shape)}'
+    )
+  return _examples(latents, shared)
+
+
+def clips(latents: Any, **shared: Any) -> list[Example]:
+  """Stage *sequence*: the whole clip, in order, each time.
+
+  Args:
+    latents: [f h w c] of one clip, or several as [n f h w c] or a list.
+    **shared: arrays that are the same for all.
+
+  Returns:
+    One example {'latents': [f h w c], **shared} a clip.
+
+  Raises:
+    DcjaxError: if the clips differ in shape or are none.
+  """
+  if not isinstance(latents, (list, tuple)):
+    latents = np.asarray(latents)
+    latents = latents[None] if latents.ndim == 4 else latents
+  return _examples(_alike(latents), shared)
+
+
+def prior(latents: Sequence[Any], texts: Sequence[Mapping]) -> list[Example]:
+  """Samples of the unmodified base, each under its own text.
+
+  Args:
+    latents: one [f h w c] a sample (f is 1 for the stills of stage *set*).
+    texts: one dict of arrays a sample, such as {'text': [l d], 'mask': [l]}.
+
+  Returns:
+    Examples {'latents': [f h w c], **text}.
+
+  Raises:
+    DcjaxError: if the counts or the shapes do not agree.
+  """
+  if len(latents) != len(texts):
+    raise DcjaxError(
+      f'{len(latents)} prior samples and {len(texts)} texts; one each is needed'
+    )
+  pairs = zip(_alike(latents), texts, strict=True)
+  return [_examples([x], text)[0] for x, text in pairs]
+
+
+def loader(
+  source: Source,
+  *,
+  batch: int,
+  seed: int,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Loader:
+  """An endless, deterministic, resumable stream of batches.
+
+  Each example comes once in an epoch; an epoch may end inside a batch, and a
+  batch may hold an example several times (the one clip of stage *sequence*,
+  which then meets several noises at once).
+
+  Args:
+    source: list of examples or grain.MapDataset.
+    batch: examples a step over all processes.
+    seed: of the order, 0 to 2^32 - 1.
+    process_index: this process; jax's if None.
+    process_count: of how many; jax's if None.
+
+  Returns:
+    A `Loader` of dicts of arrays with a leading axis of batch / process_count.
+
+  Raises:
+    DcjaxError: if the source is empty, or the batch does not divide.
+  """
+  index = jax.process_index() if process_index is None else process_index
+  count = jax.process_count() if process_count is None else process_count
+  if not len(source):
+    raise DcjaxError('there are no examples to train on')
+  if batch < 1 or batch % count:
+    raise DcjaxError(
+      f'batch is {batch}; expected a multiple of {count}, the process count'
+    )
+  stream = _Shuffled(source, seed)
+  try:
+    import grain
+  except ImportError:
+    return _Plain(stream, batch // count, index, count)
+  stream = grain.MapDataset.source(stream)[index::count]
+  # Batched before the iterator, whose state is then the number of the step.
+  steps = stream.batch(batch // count)
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  return iter(steps.to_iter_dataset(options))
+
+
+def mix(concept: Loader, prior: Loader) -> Loader:
+  """Prior preservation: a batch of each a step, {'concept': .., 'prior': ..}.
+
+  The two keep their own order, length and epochs.
+  """
+  return _Mixed({'concept': concept, 'prior': prior})
+
+
+class _Shuffled:
+  """All epochs of a source, one after the other, each in an order of its own.
+
+  Not Grain's shuffle, which takes milliseconds to draw one of a handful of
+  examples: it walks through a whole block of indices to land among the few.
+  """
+
+  def __init__(self, source: Source, seed: int):
+    self._source, self._seed = source, seed
+    self._order = functools.lru_cache(maxsize=4)(self._permutation)
+
+  def __len__(self):
+    return sys.maxsize
+
+  def __getitem__(self, position: int) -> Example:
+    epoch, k = divmod(int(position), len(self._source))
+    return self._source[int(self._order(epoch)[k])]
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((self._seed, epoch))
+    return rng.permutation(len(self._source))
+
+
+class _Plain:
+  """What `loader` builds where Grain is not installed."""
+
+  def __init__(self, stream: _Shuffled, batch: int, index: int, count: int):
+    self._stream, self._batch = stream, batch
+    self._index, self._count = index, count
+    self._step = 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    first = self._step * self._batch
+    self._step += 1
+    places = range(first, first + self._batch)
+    examples = [self._stream[self._index + self._count * k] for k in places]
+    return jax.tree.map(lambda *x: np.stack(x), *examples)
+
+  def get_state(self):
+    return {'next_index': self._step}
+
+  def set_state(self, state):
+    self._step = state['next_index']
+
+
+class _Mixed:
+  def __init__(self, parts: dict[str, Loader]):
+    self._parts = parts
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return {name: next(part) for name, part in self._parts.items()}
+
+  def get_state(self):
+    return {name: part.get_state() for name, part in self._parts.items()}
+
+  def set_state(self, state):
+    for name, part in self._parts.items():
+      part.set_state(state[name])
+
+
+def _examples(latents: Sequence[Any], shared: Mapping) -> list[Example]:
+  shared = {name: np.asarray(x) for name, x in shared.items()}
+  return [{'latents': x, **shared} for x in latents]
+
+
+def _alike(latents: Sequence[Any]) -> list[np.ndarray]:
+  """Clips as arrays, once they are known to stack."""
+  arrays = [np.asarray(x) for x in latents]
+  shapes = sorted({x.shape for x in arrays})
+  if len(shapes) != 1 or len(shapes[0]) != 4:
+    raise DcjaxError(
+      f'clips are latents [f h w c] of one shape, not '
+      f'{", ".join(str(list(x)) for x in shapes) or "none"}'
+    )
+  return arrays

@@ -1,0 +1,219 @@
+"""Scenes of the procedural world: what there is to see, as numbers.
+
+A scene is a pure function of a key, so clip i of seed s is
+`sample_scene(jax.random.fold_in(jax.random.key(s), i))` on every machine.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax.data import motions
+from dcjax.data import shapes
+from dcjax.data import textures
+from dcjax.errors import DcjaxError
+
+COLORS = tuple(textures.COLORS)
+BACKGROUNDS = tuple(textures.BACKGROUNDS)
+PATTERNS = textures.PATTERNS
+SHAPES = shapes.SHAPES
+TRAIN_SHAPES = shapes.TRAIN_SHAPES
+DECORATIONS = shapes.ALL_DECORATIONS
+MOTIONS = motions.MOTIONS
+TRAIN_MOTIONS = motions.TRAIN_MOTIONS
+SIZES = ('small', 'medium', 'large')
+RADII = (9.0, 12.0, 15.0)
+PRESENCES = ('', 'appears late', 'leaves early', 'appears in the middle')
+OBJECTS = 2
+
+
+class Scene(NamedTuple):
+  """One or two objects, how they move, and what is behind them.
+
+  Objects have a leading axis o = 2; the second is drawn only if `count` is 2.
+  Fields may be replaced (`scene._replace(...)`): nothing is derived from
+  anything else, except `paint` from `color` and `interval` from `presence`.
+  """
+
+  count: Array  # [] int, 1 or 2
+  shape: Array  # [o] int, index into SHAPES
+  color: Array  # [o] int, index into COLORS; -1 if of no named colour
+  size: Array  # [o] int, index into SIZES and RADII
+  decoration: Array  # [o] int, index into DECORATIONS, 0 is none
+  motion: Array  # [o] int, index into MOTIONS, 0 is still
+  presence: Array  # [o] int, index into PRESENCES, 0 is the whole clip
+  interval: (
+    Array  # [o 2] first and last moment on screen, fractions of the clip
+  )
+  paint: Array  # [o 2 3] RGB in [0, 1] of the left and right half of the body
+  center: Array  # [o 2] (y, x) pixels of 64, the middle of the motion
+  phase: Array  # [o] in [0, 1], where in its period a motion starts
+  direction: Array  # [o] -1 or 1, of round and zigzagging motions
+  rate: Array  # [o] speed of repeating motions, about 1
+  background: Array  # [] int, index into BACKGROUNDS
+  pattern: Array  # [] int, index into PATTERNS
+  period: Array  # [] pixels of 64, of the pattern
+  shift: Array  # [2] (y, x) pixels of 64, of the pattern
+
+
+def is_held_out(color: Array, shape: Array, motion: Array) -> Array:
+  """Whether a (colour, shape, motion) is kept from training.
+
+  One in 13 of all triples that move. A still object is never held out:
+  images show every shape in every colour. Works on integers and arrays.
+  """
+  return ((7 * color + 3 * shape + 5 * motion) % 13 == 0) & (motion != 0)
+
+
+def _triples(split: str) -> np.ndarray:
+  """[color shape motion] bool: what the split may show."""
+  c, s, m = np.meshgrid(
+    np.arange(len(COLORS)),
+    np.arange(len(TRAIN_SHAPES)),
+    np.arange(len(TRAIN_MOTIONS)),
+    indexing='ij',
+  )
+  kept = is_held_out(c, s, m)
+  # A ball that spins looks like one that does not.
+  round_ = (s == SHAPES.index('ball')) | (s == SHAPES.index('ring'))
+  shows = ~(round_ & (m == MOTIONS.index('spinning')))
+  return (kept if split == 'test' else ~kept) & shows
+
+
+def sample_scene(
+  key: Array,
+  *,
+  objects: tuple[float, float] = (0.75, 0.25),
+  intervals: float = 0.3,
+  split: str = 'train',
+) -> Scene:
+  """Draws a scene.
+
+  Args:
+    key: PRNG key.
+    objects: chances of one and of two objects.
+    intervals: chance of each object to be there for a part of the clip only.
+    split: 'train' never shows a held-out triple (`is_held_out`), 'test' shows
+      nothing else.
+
+  Returns:
+    Scene. Two objects never share a colour or a shape.
+
+  Raises:
+    DcjaxError: unknown split.
+  """
+  if split not in ('train', 'test'):
+    raise DcjaxError(f"split is {split!r}, expected 'train' or 'test'")
+  what, look, when, where, behind = jax.random.split(key, 5)
+  count, color, shape, motion = _sample_kinds(what, objects, split)
+  size_key, deco_key, flags_key = jax.random.split(look, 3)
+  # Two large objects would hide one another.
+  sizes = jnp.where(count == 2, 2, 3)
+  size = jax.random.randint(size_key, (OBJECTS,), 0, sizes)
+  deco = jax.random.randint(deco_key, (OBJECTS,), 0, len(shapes.DECORATIONS))
+  plain = jax.random.bernoulli(flags_key, 0.4, (OBJECTS,))
+  deco = jnp.where(plain, 0, deco)
+  presence, interval = _sample_interval(when, intervals)
+  place, phase, direction, rate = jax.random.split(where, 4)
+  kind, period, shift = jax.random.split(behind, 3)
+  background, pattern = jax.random.split(kind)
+  palette = jnp.asarray(tuple(textures.COLORS.values()), jnp.float32)
+  return Scene(
+    count=count,
+    shape=shape,
+    color=color,
+    size=size,
+    decoration=deco,
+    motion=motion,
+    presence=presence,
+    interval=interval,
+    paint=jnp.repeat(palette[color][:, None], 2, 1),
+    center=_place(place, count, size, deco, motion),
+    phase=jax.random.uniform(phase, (OBJECTS,)),
+    direction=jax.random.rademacher(direction, (OBJECTS,), jnp.float32),
+    rate=jax.random.uniform(rate, (OBJECTS,), minval=0.9, maxval=1.1),
+    background=jax.random.randint(background, (), 0, len(BACKGROUNDS)),
+    pattern=jax.random.randint(pattern, (), 0, len(PATTERNS)),
+    period=jax.random.uniform(period, (), minval=11.0, maxval=15.0),
+    shift=jax.random.uniform(shift, (2,), minval=0.0, maxval=24.0),
+  )
+
+
+def _sample_kinds(
+  key: Array, objects: tuple[float, float], split: str
+) -> tuple[Array, Array, Array, Array]:
+  """(count [], color [o], shape [o], motion [o])."""
+  number, first, second = jax.random.split(key, 3)
+  two = objects[1] / (objects[0] + objects[1])
+  count = 1 + jax.random.bernoulli(number, two).astype(jnp.int32)
+  allowed = jnp.asarray(_triples(split))
+  one = _choose(first, allowed)
+  color = jnp.arange(allowed.shape[0])[:, None, None] != one[0]
+  shape = jnp.arange(allowed.shape[1])[None, :, None] != one[1]
+  other = _choose(second, allowed & color & shape)
+  kinds = [jnp.stack(pair) for pair in zip(one, other, strict=True)]
+  return count, *kinds
+
+
+def _choose(key: Array, allowed: Array) -> tuple[Array, ...]:
+  """A uniformly drawn index of a true element of a boolean array."""
+  noise = jax.random.uniform(key, allowed.shape)
+  flat = jnp.argmax(jnp.where(allowed, noise, -1.0))
+  index = jnp.unravel_index(flat, allowed.shape)
+  return tuple(i.astype(jnp.int32) for i in index)
+
+
+def _sample_interval(key: Array, chance: float) -> tuple[Array, Array]:
+  """(presence [o], interval [o 2])."""
+  part, kind, start, end = jax.random.split(key, 4)
+  part = jax.random.bernoulli(part, chance, (OBJECTS,))
+  kind = jax.random.randint(kind, (OBJECTS,), 1, len(PRESENCES))
+  kind = jnp.where(part, kind, 0)
+  early, late = (
+    jax.random.uniform(start, (OBJECTS,)),
+    jax.random.uniform(end, (OBJECTS,)),
+  )
+  begin = jnp.stack(
+    [0 * early, 0.3 + 0.3 * early, 0 * early, 0.2 + 0.15 * early]
+  )
+  stop = jnp.stack(
+    [0 * late + 1, 0 * late + 1, 0.4 + 0.3 * late, 0.65 + 0.15 * late]
+  )
+  pick = lambda table: jnp.take_along_axis(table, kind[None], 0)[0]
+  return kind, jnp.stack([pick(begin), pick(stop)], -1)
+
+
+def _place(
+  key: Array, count: Array, size: Array, decoration: Array, motion: Array
+) -> Array:
+  """Centres [o 2] that keep objects in the frame and mostly apart."""
+  spot, swap, tie = jax.random.split(key, 3)
+  last = textures.CANVAS - 1
+  growing = (motion == MOTIONS.index('growing')) | (
+    motion == MOTIONS.index('shrinking')
+  )
+  radius = jnp.asarray(RADII)[size] * jnp.where(growing, motions.LARGEST, 1.0)
+  reach = jnp.asarray(motions.REACH, jnp.float32)[motion] + radius[:, None]
+  # What stands on top needs room above.
+  tall = (decoration == DECORATIONS.index('with a hat')) | (
+    decoration == DECORATIONS.index('with a halo')
+  )
+  above = jnp.stack([0.45 * radius * tall, 0 * radius], -1)
+  low, high = reach + above + 0.5, last - reach - 0.5
+  # Two objects share the canvas along the axis on which they take less room.
+  room = reach.sum(0) + jax.random.uniform(tie, (2,))
+  axis = (jnp.arange(2) == jnp.argmin(room))[None] & (count == 2)
+  first = (jnp.arange(2) == jax.random.randint(swap, (), 0, 2))[:, None]
+  high = jnp.where(axis & first, last / 2 - reach, high)
+  low = jnp.where(axis & ~first, last / 2 + reach + above, low)
+  middle = (low + high) / 2
+  spread = jnp.maximum(high - low, 0.0)
+  center = middle + spread * jax.random.uniform(
+    spot, (2, 2), minval=-0.5, maxval=0.5
+  )
+  # Rather overlap than leave the frame by more than a third.
+  inside = reach - 0.4 * radius[:, None]
+  return jnp.clip(center, inside, last - inside)

@@ -1,0 +1,94 @@
+"""Scaled dot-product attention: one function, three ways to compute it."""
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+
+# Scores beyond this many elements a head are computed a block of queries at a
+# time and recomputed in the backward pass, so memory stays linear in tokens.
+BLOCK_ELEMENTS = 1 << 22
+BLOCK_QUERIES = 512
+
+
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  window: int | None = None,
+) -> jax.Array:
+  """Attention of n queries to l keys; softmax in float32.
+
+  Args:
+    q: [b n k e] queries.
+    k: [b l k e] keys.
+    v: [b l k e] values.
+    mask: [b l] bool, False hides a key from every query.
+    window: half width; query i sees key j if |i - j| <= window. None: all.
+
+  Returns:
+    [b n k e] in the dtype of q.
+  """
+  if _fused(q, mask, window):
+    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  n, l = q.shape[1], k.shape[1]
+  if n * l <= BLOCK_ELEMENTS:
+    return _attend(q, k, v, mask, window, 0)
+  return _attend_blocks(q, k, v, mask, window)
+
+
+def _fused(q, mask, window) -> bool:
+  """Whether cuDNN's fused kernel serves this call."""
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+  return half and mask is None and window is None and _on_gpu()
+
+
+def _on_gpu() -> bool:
+  return jax.default_backend() == 'gpu'
+
+
+def _attend(q, k, v, mask, window, offset):
+  """Plain attention of the queries that start at token `offset`."""
+  # An explicit (b k n e) layout is what XLA:CPU multiplies fastest.
+  q, k, v = (rearrange(x, 'b n k e -> b k n e') for x in (q, k, v))
+  scale = q.shape[-1] ** -0.5
+  scores = jnp.einsum(
+    'b k n e, b k l e -> b k n l', q * scale, k, preferred_element_type=jnp.float32
+  )
+  visible = _visible(q.shape[2], k.shape[2], mask, window, offset)
+  if visible is not None:
+    scores = scores + jnp.where(visible, 0.0, -1e30)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  out = jnp.einsum('b k n l, b k l e -> b k n e', weights, v)
+  return rearrange(out, 'b k n e -> b n k e')
+
+
+def _visible(n, l, mask, window, offset):
+  """[b|1 1 n|1 l] bool, or None if every key is visible."""
+  visible = None if mask is None else mask[:, None, None, :]
+  if window is not None:
+    near = jnp.abs(offset + jnp.arange(n)[:, None] - jnp.arange(l)[None]) <= window
+    near = near[None, None]
+    visible = near if visible is None else visible & near
+  return visible
+
+
+def _attend_blocks(q, k, v, mask, window):
+  """Attention a block of queries at a time."""
+  n = q.shape[1]
+  pad = -n % BLOCK_QUERIES
+  blocks = rearrange(
+    jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))),
+    'b (blocks n) k e -> blocks b n k e',
+    n=BLOCK_QUERIES,
+  )
+  offsets = jnp.arange(blocks.shape[0]) * BLOCK_QUERIES
+
+  @jax.checkpoint
+  def block(args):
+    queries, offset = args
+    return _attend(queries, k, v, mask, window, offset)
+
+  out = jax.lax.map(block, (blocks, offsets))
+  return rearrange(out, 'blocks b n k e -> b (blocks n) k e')[:, :n]

@@ -1,0 +1,336 @@
+"""The causal video autoencoder of Wan2.1, on whole clips.
+
+Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314),
+section 4.1. The released code walks over a clip in pieces and keeps the last
+frames of every convolution in a cache. Here a clip is one array, and what the
+caches amount to is said directly:
+
+- convolutions of stride 1 see two frames of the past, zeros before the clip;
+- where time is halved, frame 0 passes and the others are convolved in threes,
+  (0 1 2) (2 3 4) ...: f frames become 1 + (f - 1) / 2;
+- where time is doubled, frame 0 passes and the convolution over the others does
+  not see it: f frames become 1 + 2 (f - 1).
+
+So an image is the first latent frame of any clip that begins with it.
+"""
+
+from typing import Any
+
+from dcjax.errors import DcjaxError
+from dcjax.models.convolution import add_bias
+from dcjax.models.convolution import causal_conv
+from dcjax.models.convolution import CausalConv
+from dcjax.models.convolution import FrameConv
+from dcjax.models.vae_config import VAEConfig
+from einops import rearrange
+from einops import repeat
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Scores of the mid attention held at once; beyond, frames take turns.
+_SCORES = 2**28
+
+
+def normalize(z: Array, config: VAEConfig) -> Array:
+  """Raw latents [... c] -> latents of about zero mean and unit variance."""
+  mean, std = _statistics(z, config)
+  return (z - mean) / std
+
+
+def denormalize(z: Array, config: VAEConfig) -> Array:
+  """The inverse of `normalize`."""
+  mean, std = _statistics(z, config)
+  return z * std + mean
+
+
+def _statistics(z, config):
+  shape = (1,) * (z.ndim - 1) + (config.z_dim,)
+  mean = jnp.asarray(config.latents_mean, z.dtype).reshape(shape)
+  return mean, jnp.asarray(config.latents_std, z.dtype).reshape(shape)
+
+
+class Norm(nn.Module):
+  """x / ||x|| * sqrt(c) * scale over channels, computed in float32."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (c,))
+    y = x.astype(jnp.float32)
+    square = jnp.sum(y * y, axis=-1, keepdims=True)
+    # The floor is the reference's, put where the gradient at zero is finite.
+    y = y * (jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * c**0.5)
+    return (y * scale[None, None, None, None]).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+  """Norm, SiLU, convolution, twice, beside a shortcut.
+
+  Attributes:
+    features: width of the output.
+    dtype: type of the computation.
+  """
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    y = nn.silu(Norm(name='norm1')(x))
+    y = CausalConv(self.features, dtype=self.dtype, name='conv1')(y)
+    y = nn.silu(Norm(name='norm2')(y))
+    y = CausalConv(self.features, dtype=self.dtype, name='conv2')(y)
+    if x.shape[-1] != self.features:
+      x = CausalConv(
+        self.features, (1, 1, 1), dtype=self.dtype, name='shortcut'
+      )(x)
+    return x + y
+
+
+class FrameAttention(nn.Module):
+  """Self-attention of one head among the pixels of each frame."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    b, f, h, w, c = x.shape
+    y = rearrange(Norm(name='norm')(x), 'b f h w c -> (b f) (h w) c')
+    qkv = nn.Dense(3 * c, dtype=self.dtype, name='qkv')(y)
+    if b * f * (h * w) ** 2 > _SCORES:
+      y = jax.lax.map(_attend, qkv)
+    else:
+      y = jax.vmap(_attend)(qkv)
+    y = nn.Dense(c, dtype=self.dtype, name='proj')(y)
+    return x + rearrange(y, '(b f) (h w) c -> b f h w c', b=b, h=h)
+
+
+def _attend(qkv: Array) -> Array:
+  """[n 3c] -> [n c]; softmax in float32."""
+  q, k, v = jnp.split(qkv, 3, axis=-1)
+  q = q * q.shape[-1] ** -0.5
+  scores = jnp.einsum('nc,mc->nm', q, k, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(scores).astype(v.dtype)
+  return jnp.einsum('nm,mc->nc', weights, v)
+
+
+class Middle(nn.Module):
+  """Residual block, attention within frames, residual block."""
+
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    block = nn.remat(ResBlock) if self.remat else ResBlock
+    x = block(x.shape[-1], dtype=self.dtype, name='res_0')(x)
+    x = FrameAttention(dtype=self.dtype, name='attn')(x)
+    return block(x.shape[-1], dtype=self.dtype, name='res_1')(x)
+
+
+class Downsample(nn.Module):
+  """Halves h and w, and with `time` also the frames after the first."""
+
+  time: bool
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = x.shape[-1]
+    x = FrameConv(c, 2, (0, 1), dtype=self.dtype, name='conv')(x)
+    return (
+      TimeHalving(dtype=self.dtype, name='time_conv')(x) if self.time else x
+    )
+
+
+class TimeHalving(nn.Module):
+  """[b 1+2f h w c] -> [b 1+f h w c]: frame 0 passes."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = x.shape[-1]
+    shape = (3, 1, 1, c, c)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (c,))
+    if x.shape[1] == 1:
+      return x
+    taps = (x[:, 0:-1:2], x[:, 1::2], x[:, 2::2])
+    y = sum(
+      jnp.einsum('bfhwc,co->bfhwo', tap, k[0, 0].astype(x.dtype))
+      for tap, k in zip(taps, kernel, strict=True)
+    )
+    return jnp.concatenate([x[:, :1], add_bias(y, bias)], axis=1)
+
+
+class Upsample(nn.Module):
+  """Doubles h and w, and with `time` first the frames after the first."""
+
+  time: bool
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    if self.time:
+      x = TimeDoubling(dtype=self.dtype, name='time_conv')(x)
+    x = repeat(x, 'b f h w c -> b f (h 2) (w 2) c')
+    return FrameConv(x.shape[-1] // 2, dtype=self.dtype, name='conv')(x)
+
+
+class TimeDoubling(nn.Module):
+  """[b 1+f h w c] -> [b 1+2f h w c]: frame 0 passes."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = x.shape[-1]
+    shape = (3, 1, 1, c, 2 * c)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (2 * c,))
+    if x.shape[1] == 1:
+      return x
+    y = add_bias(causal_conv(x[:, 1:], kernel), bias)
+    y = rearrange(y, 'b f h w (two c) -> b (f two) h w c', two=2)
+    return jnp.concatenate([x[:, :1], y], axis=1)
+
+
+class Encoder(nn.Module):
+  """Pixels [b f h w 3] -> moments [b f' h' w' 2c]."""
+
+  config: VAEConfig
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    block = nn.remat(ResBlock) if self.remat else ResBlock
+    widths = self.config.encoder_widths
+    x = CausalConv(self.config.base_dim, dtype=self.dtype, name='conv_in')(x)
+    for i, width in enumerate(widths):
+      for j in range(self.config.num_res_blocks):
+        x = block(width, dtype=self.dtype, name=f'down_{i}_res_{j}')(x)
+      if i + 1 < len(widths):
+        time = self.config.temporal_downsample[i]
+        x = Downsample(time, self.dtype, name=f'down_{i}_sample')(x)
+    x = Middle(self.dtype, self.remat, name='mid')(x)
+    x = nn.silu(Norm(name='norm_out')(x))
+    moments = 2 * self.config.z_dim
+    return CausalConv(moments, dtype=self.dtype, name='conv_out')(x)
+
+
+class Decoder(nn.Module):
+  """Latents [b f' h' w' c] -> pixels [b f h w 3]."""
+
+  config: VAEConfig
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, z: Array) -> Array:
+    block = nn.remat(ResBlock) if self.remat else ResBlock
+    widths = self.config.decoder_widths
+    x = CausalConv(widths[0], dtype=self.dtype, name='conv_in')(z)
+    x = Middle(self.dtype, self.remat, name='mid')(x)
+    for i, width in enumerate(widths):
+      for j in range(self.config.num_res_blocks + 1):
+        x = block(width, dtype=self.dtype, name=f'up_{i}_res_{j}')(x)
+      if i + 1 < len(widths):
+        time = self.config.temporal_downsample[::-1][i]
+        x = Upsample(time, self.dtype, name=f'up_{i}_sample')(x)
+    x = nn.silu(Norm(name='norm_out')(x))
+    return CausalConv(3, dtype=self.dtype, name='conv_out')(x)
+
+
+class WanVAE(nn.Module):
+  """The autoencoder: `init` makes all parameters, `apply` names a method.
+
+    params = model.init(key, x)['params']
+    mean, logvar = model.apply({'params': params}, x, method='encode')
+
+  Float32 means what `jax.default_matmul_precision` makes of it: by default GPUs
+  and TPUs round the factors. Published latents were made in full float32.
+
+  Attributes:
+    config: the shape, with the statistics that `normalize` uses.
+    dtype: type of the computation. Parameters are float32, moments and pixels
+      come out in float32.
+    remat: recompute residual blocks in the backward pass, to save memory.
+  """
+
+  config: VAEConfig
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  def setup(self):
+    c = self.config.z_dim
+    self.encoder = Encoder(self.config, self.dtype, self.remat)
+    self.decoder = Decoder(self.config, self.dtype, self.remat)
+    self.quant_conv = CausalConv(2 * c, (1, 1, 1), dtype=self.dtype)
+    self.post_quant_conv = CausalConv(c, (1, 1, 1), dtype=self.dtype)
+
+  def encode(self, x: Array) -> tuple[Array, Array]:
+    """Pixels -> the Gaussian over raw latents.
+
+    Args:
+      x: [b f h w 3] in [-1, 1]; f is 1 plus a multiple of the temporal factor,
+        h and w are multiples of the spatial factor.
+
+    Returns:
+      (mean, log variance), each [b f' h' w' c] in float32, not normalised.
+
+    Raises:
+      DcjaxError: for another size.
+    """
+    _check_pixels(x.shape, self.config)
+    moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return mean, jnp.clip(logvar, -30.0, 20.0)
+
+  def decode(self, z: Array, *, clip: bool = True) -> Array:
+    """Raw latents -> pixels.
+
+    Args:
+      z: [b f' h' w' c], not normalised.
+      clip: to [-1, 1]. A reconstruction loss wants the gradient outside too.
+
+    Returns:
+      [b f h w 3] in float32.
+
+    Raises:
+      DcjaxError: for another number of channels.
+    """
+    if z.ndim != 5 or z.shape[-1] != self.config.z_dim:
+      raise DcjaxError(
+        f'latents of shape {z.shape} do not fit this autoencoder; expected '
+        f'[b f h w {self.config.z_dim}]'
+      )
+    x = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+    return jnp.clip(x, -1.0, 1.0) if clip else x
+
+  def __call__(self, x: Array) -> Array:
+    """Pixels -> their reconstruction from the mean, [b f h w 3], not clipped.
+
+    Raises:
+      DcjaxError: as `encode` does.
+    """
+    return self.decode(self.encode(x)[0], clip=False)
+
+
+def _check_pixels(shape: tuple[int, ...], config: VAEConfig) -> None:
+  time, space = config.scale_factor_temporal, config.scale_factor_spatial
+  if (
+    len(shape) != 5
+    or shape[-1] != 3
+    or shape[1] % time != 1 % time
+    or shape[2] % space
+    or shape[3] % space
+  ):
+    raise DcjaxError(
+      f'a video of shape {tuple(shape)} does not fit this autoencoder; expected '
+      f'[b f h w 3] with f = 1 + {time}k, and h and w multiples of {space}'
+    )

@@ -1,0 +1,215 @@
+"""Prompts -> videos: text features, noise, the flow's sampler, the decoder."""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+from dcjax import flow
+from dcjax import lora
+from dcjax.data import prompts as prompts_lib
+from dcjax.errors import DcjaxError
+from dcjax.models.dit import DiT
+from dcjax.models.text import UMT5Encoder
+from dcjax.models.wan_vae import denormalize
+from dcjax.models.wan_vae import normalize
+from dcjax.models.wan_vae import WanVAE
+from dcjax.weights.base import Base
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def working_dtype() -> jnp.dtype:
+  """Of activations: bfloat16 on accelerators; XLA:CPU is faster in float32."""
+  cpu = jax.default_backend() == 'cpu'
+  return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16)
+
+
+def sample(
+  base: Base,
+  prompt: str | Sequence[str],
+  *,
+  concepts: Sequence[Any] = (),
+  negative: str = '',
+  seed: int = 0,
+  noise: np.ndarray | None = None,
+  frames: int | None = None,
+  height: int | None = None,
+  width: int | None = None,
+  steps: int | None = None,
+  guidance: float | None = None,
+  shift: float | None = None,
+  sampler: str = 'unipc',
+  dtype: Any = None,
+) -> np.ndarray:
+  """Makes a video of a prompt, or one of each of several.
+
+  Args:
+    base: the model.
+    prompt: may hold the learned words of the concepts, such as `[v]` and `[u]`.
+    concepts: `Concept`s whose LoRA and learned words are put in.
+    negative: prompt of the unguided pass.
+    seed: of the noise; several prompts get several noises from it.
+    noise: [f h w c] latents (or [n f h w c]) instead of drawn ones; it then gives
+      the size of the video.
+    frames: 1 + a multiple of the base's temporal factor; default the base's.
+    height: pixels; default the base's.
+    width: pixels; default the base's.
+    steps: of the sampler; default the base's.
+    guidance: scale g of Eq. (6) of `flow`; default the base's.
+    shift: time shift, Eq. (5) of `flow`; default the base's.
+    sampler: 'unipc', 'euler' or 'diffusers_euler'.
+    dtype: of activations; default float32 on a CPU, else bfloat16.
+
+  Returns:
+    uint8 [f h w 3], or [n f h w 3] for a sequence of prompts.
+  """
+  many = [prompt] if isinstance(prompt, str) else list(prompt)
+  f = base.format
+  steps = f.steps if steps is None else steps
+  if steps < 1:
+    raise DcjaxError(f'steps is {steps}; a sampler takes at least 1')
+  if noise is None:
+    size = (frames or f.frames, height or f.height, width or f.width)
+    noise = draw_noise(base, len(many), seed, *size)
+  noise = jnp.asarray(noise, jnp.float32).reshape(len(many), *noise.shape[-4:])
+  transformer, tokens = base.params['transformer'], {}
+  for concept in concepts:
+    transformer, tokens = concept.put_into(base, transformer, tokens)
+  text, mask = encode_prompts(base, many, tokens)
+  null, null_mask = encode_prompts(base, [negative] * len(many), {})
+  latents = generate(
+    {'params': transformer},
+    noise,
+    jnp.concatenate([text, null]),
+    jnp.concatenate([mask, null_mask]),
+    dit=DiT(base.dit, dtype or working_dtype()),
+    sampler=sampler,
+    steps=steps,
+    shift=float(base.shift if shift is None else shift),
+    guidance=float(f.guidance if guidance is None else guidance),
+  )
+  videos = decode(base, latents)
+  return videos[0] if isinstance(prompt, str) else videos
+
+
+def draw_noise(
+  base: Base, n: int, seed: int, frames: int, height: int, width: int
+) -> jax.Array:
+  """n noises [n f h w c]; the i-th depends on the seed and i alone."""
+  shape = base.latent_shape(frames, height, width)
+  key = jax.random.key(seed)
+  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)
+  return jax.vmap(draw)(jnp.arange(n))
+
+
+@functools.partial(
+  jax.jit, static_argnames=('dit', 'sampler', 'steps', 'shift', 'guidance')
+)
+def generate(
+  variables: Any,
+  noise: jax.Array,
+  text: jax.Array,
+  mask: jax.Array,
+  *,
+  dit: DiT,
+  sampler: str,
+  steps: int,
+  shift: float,
+  guidance: float,
+) -> jax.Array:
+  """Integrates the guided flow.
+
+  Args:
+    variables: of the transformer, with or without LoRA leaves.
+    noise: [b f h w c].
+    text: [2b l d], features of the prompts, then of the negative prompts.
+    mask: [2b l] bool.
+    dit: the transformer.
+    sampler: a key of `flow.SAMPLERS`.
+    steps: of it.
+    shift: of its times.
+    guidance: 1 leaves the negative pass out.
+
+  Returns:
+    Latents [b f h w c], normalised, float32.
+  """
+  n = noise.shape[0]
+  apply = lora.with_lora(dit.apply)
+
+  def velocity(x, t, x0_hat):
+    if guidance == 1.0:
+      return apply(variables, x, t, text[:n], text_mask=mask[:n], x0_hat=x0_hat)
+    twice = lambda a: jnp.concatenate([a, a])
+    v = apply(
+      variables, twice(x), twice(t), text, text_mask=mask, x0_hat=twice(x0_hat)
+    )
+    return flow.guide(v[:n], v[n:], guidance)
+
+  return flow.solve(sampler, velocity, noise, steps=steps, shift=shift)
+
+
+def encode_prompts(
+  base: Base, prompts: Sequence[str], tokens: dict[str, Any]
+) -> tuple[jax.Array, jax.Array]:
+  """Features [b l d], zero where padded, with learned words; and mask [b l]."""
+  encoded = prompts_lib.encode(
+    base.tokenizer,
+    prompts,
+    base.format.text_length,
+    prompts_lib.sizes_of(tokens),
+  )
+  features = text_features(base, encoded.ids, encoded.mask)
+  return (
+    prompts_lib.place(features, tokens, jnp.asarray(encoded.slots)),
+    jnp.asarray(encoded.mask),
+  )
+
+
+def text_features(base: Base, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+  """Output of the text encoder [b l d], zero where padded."""
+  features = _encode_text(
+    {'params': base.params['text_encoder']},
+    jnp.asarray(ids),
+    jnp.asarray(mask),
+    UMT5Encoder(base.text),
+  )
+  return prompts_lib.zero_padding(features, jnp.asarray(mask))
+
+
+def encode_video(base: Base, video: np.ndarray) -> np.ndarray:
+  """Videos uint8 [b f h w 3] -> normalised latents [b f h w c], the mean."""
+  params = {'params': base.params['vae']}
+  # One at a time: memory stays that of one clip.
+  latents = [
+    _encode(params, jnp.asarray(clip)[None], WanVAE(base.vae))[0]
+    for clip in video
+  ]
+  return np.stack([np.asarray(x) for x in latents])
+
+
+def decode(base: Base, latents: Any) -> np.ndarray:
+  """Normalised latents [b f h w c] -> videos uint8 [b f h w 3]."""
+  params = {'params': base.params['vae']}
+  videos = [
+    _decode(params, jnp.asarray(z)[None], WanVAE(base.vae))[0] for z in latents
+  ]
+  return np.stack([np.asarray(x) for x in videos])
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _encode_text(variables, ids, mask, encoder):
+  return encoder.apply(variables, ids, mask)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _encode(variables, video, vae):
+  x = video.astype(jnp.float32) / 127.5 - 1.0
+  mean, _ = vae.apply(variables, x, method='encode')
+  return normalize(mean, vae.config)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _decode(variables, latents, vae):
+  x = vae.apply(variables, denormalize(latents, vae.config), method='decode')
+  return jnp.round((x + 1.0) * 127.5).astype(jnp.uint8)

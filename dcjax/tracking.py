@@ -1,0 +1,131 @@
+"""What a run tells while it runs: progress bar, metrics file, TensorBoard."""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+import sys
+import time
+
+
+class Metrics:
+  """Appends one JSON object a log step to `metrics.jsonl`.
+
+  TensorBoard events are written beside it if tensorboardX is installed.
+
+  Args:
+    folder: of the run.
+    stage: its name, in every line.
+    resume: first step to come; lines of this stage at or after it, left by a
+      killed run, are dropped so that the file tells one undisturbed story.
+  """
+
+  def __init__(self, folder: str | os.PathLike, stage: str, *, resume: int = 0):
+    self._stage = stage
+    self._path = Path(folder) / 'metrics.jsonl'
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    if self._path.exists():
+      kept = [r for r in read(self._path) if not _later(r, stage, resume)]
+      text = ''.join(json.dumps(record) + '\n' for record in kept)
+      temporary = self._path.with_suffix('.tmp')
+      temporary.write_text(text)
+      os.replace(temporary, self._path)
+    self._file = self._path.open('a')
+    self._board = _tensorboard(Path(folder) / 'tensorboard' / stage, resume)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """One line: stage, step, then the values."""
+    values = {key: float(value) for key, value in values.items()}
+    record = {'stage': self._stage, 'step': step, **values}
+    self._file.write(json.dumps(record) + '\n')
+    self._file.flush()
+    if self._board is not None:
+      for key, value in values.items():
+        self._board.add_scalar(key, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    if self._board is not None:
+      self._board.close()
+
+
+def read(path: str | os.PathLike) -> list[dict]:
+  """The records of a metrics file; a last line that was cut off is left out."""
+  records = []
+  for line in Path(path).read_text().splitlines():
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return records
+
+
+def _later(record: Mapping, stage: str, step: int) -> bool:
+  return record['stage'] == stage and record['step'] > step
+
+
+def _tensorboard(folder: Path, resume: int):
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    return None
+  return SummaryWriter(str(folder), purge_step=resume or None)
+
+
+class Progress:
+  """A bar on a terminal, a line now and then elsewhere.
+
+  Args:
+    name: of the stage.
+    steps: in all.
+    start: steps already done.
+    quiet_seconds: between two lines where there is no terminal.
+  """
+
+  def __init__(
+    self, name: str, steps: int, *, start: int = 0, quiet_seconds: float = 15.0
+  ):
+    self._name, self._steps, self._start = name, steps, start
+    self._terminal = sys.stderr.isatty()
+    self._every = 0.2 if self._terminal else quiet_seconds
+    self._began: float | None = None
+    self._shown = 0.0
+
+  def update(self, step: int, loss: float) -> None:
+    """After `step` steps, the last of which had this loss."""
+    now = time.monotonic()
+    if self._began is None:
+      # The first step compiles: the clock of the rate starts after it.
+      self._began, self._start = now, step
+      self._say(f'{self._name}: compiled, {self._steps - step} steps to go')
+      return
+    if now - self._shown < self._every and step < self._steps:
+      return
+    self._shown = now
+    rate = (step - self._start) / max(now - self._began, 1e-9)
+    left = (self._steps - step) / max(rate, 1e-9)
+    text = (
+      f'{self._name} {step}/{self._steps}  loss {loss:.4f}  '
+      f'{rate:.2f} steps/s  {clock(left)} left'
+    )
+    if self._terminal:
+      done = int(24 * step / self._steps)
+      self._say(f'\r[{"#" * done}{"." * (24 - done)}] {text} ', end='')
+    else:
+      self._say(text)
+
+  def close(self) -> None:
+    if self._terminal:
+      self._say('')
+
+  def _say(self, text: str, end: str = '\n') -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+  """m:ss or h:mm:ss."""
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+  )

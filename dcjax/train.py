@@ -1,0 +1,307 @@
+"""The training loop: one for every stage, method and baseline.
+
+    batch -> objective -> gradient of the trainable leaves -> optax -> state
+
+The loop saves, resumes bit-exactly, reports, and stops at the first number that
+is not finite with the last good state still in hand.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import math
+import os
+from pathlib import Path
+import signal
+import time
+from typing import Any
+
+from dcjax import lora
+from dcjax import optim
+from dcjax import state as state_lib
+from dcjax import tree
+from dcjax.checkpoint import Checkpoints
+from dcjax.data.pipeline import Loader
+from dcjax.errors import DcjaxError
+from dcjax.objective import Objective
+from dcjax.stage import Stage
+from dcjax.tracking import Metrics, Progress
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """How a run is kept, whatever it trains.
+
+  Attributes:
+    workdir: folder of the run.
+    seed: of everything random.
+    log_every: steps between two lines of the metrics.
+    save_every: steps between two checkpoints.
+    eval_every: steps between two held-out losses; 0 for none.
+    preview_every: steps between two previews; 0 for none.
+    identity: what a run must share to resume these checkpoints.
+  """
+
+  workdir: str
+  seed: int = 0
+  log_every: int = 10
+  save_every: int = 100
+  eval_every: int = 0
+  preview_every: int = 0
+  identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Timing:
+  """What a stage cost, in seconds."""
+
+  compile: float = 0.0
+  steps: float = 0.0
+  step: float = 0.0
+
+
+def make_step(
+  objective: Objective, optimizer: optax.GradientTransformation, stage: Stage
+) -> Callable:
+  """The jitted optimizer step: (state, frozen, batch, context, key) -> ...
+
+  Returns (state, metrics). A step whose loss or gradient is not finite leaves
+  parameters and optimizer as they were and says so in its metrics.
+  """
+
+  def gradients(trainable, frozen, batch, context, key):
+    key_drop, key_loss = jax.random.split(key)
+
+    def loss(trainable, batch, key):
+      # The mask is drawn from the step's key alone: all microbatches share it.
+      params = tree.combine(frozen, trainable)
+      if stage.dropout:
+        dropped = lora.drop(
+          trainable, key_drop, stage.dropout, stage.dropped
+        )
+        params = tree.combine(frozen, dropped)
+      return objective(params, batch, context, key)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    if stage.accumulate == 1:
+      return grad(trainable, batch, key_loss)
+    parts = jax.tree.map(
+      lambda x: x.reshape(stage.accumulate, -1, *x.shape[1:]), batch
+    )
+    keys = jax.random.split(key_loss, stage.accumulate)
+    sums = jax.lax.map(lambda xs: grad(trainable, *xs), (parts, keys))
+    return jax.tree.map(lambda x: x.mean(0), sums)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, frozen, batch, context, key):
+    key = jax.random.fold_in(key, state.step)
+    (loss, aux), grads = gradients(
+      state.trainable, frozen, batch, context, key
+    )
+    norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.trainable
+    )
+    trainable = optax.apply_updates(state.trainable, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    keep = lambda new, old: jax.tree.map(
+      lambda a, b: jnp.where(finite, a, b), new, old
+    )
+    ema = state.ema
+    if ema is not None:
+      # A young average would remember the random start: it follows faster.
+      decay = jnp.minimum(stage.ema, (1.0 + state.step) / (10.0 + state.step))
+      ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable)
+      ema = keep(ema, state.ema)
+    new = state.replace(
+      step=state.step + finite.astype(jnp.int32),
+      trainable=keep(trainable, state.trainable),
+      opt_state=keep(opt_state, state.opt_state),
+      ema=ema,
+    )
+    return new, {'loss': loss, 'grad_norm': norm, **aux}
+
+  return step
+
+
+def fit(
+  stage: Stage,
+  objective: Objective,
+  params: tree.Tree,
+  batches: Loader,
+  loop: Loop,
+  *,
+  context: Any = None,
+  held_out: Any = None,
+  preview: Callable[[int, tree.Tree], None] | None = None,
+) -> tuple[dict[str, Any], Timing]:
+  """Runs one stage to its end, from its last checkpoint if there is one.
+
+  Args:
+    stage: what to train and how.
+    objective: `loss(params, batch, context, key)`.
+    params: all parameters; `stage.train` chooses those that are trained.
+    batches: where they come from.
+    loop: how the run is kept.
+    context: passed to the objective, fixed.
+    held_out: batch for the objective's `evaluate`, if it has one.
+    preview: called with (step, params) every `preview_every` steps.
+
+  Returns:
+    The parameters, with the trained leaves replaced; and what it cost.
+
+  Raises:
+    DcjaxError: if a number is not finite, or the checkpoints are of another run.
+  """
+  trainable, frozen = tree.partition(params, stage.train)
+  optimizer = optim.make(stage.optimizer, stage.steps)
+  state = state_lib.init(
+    jax.tree.map(jnp.array, trainable), optimizer, ema=stage.ema > 0
+  )
+  checkpoints = Checkpoints(
+    Path(loop.workdir) / 'checkpoints' / stage.name, loop.identity
+  )
+  if checkpoints.step is not None:
+    state, position = checkpoints.restore(state)
+    batches.set_state(position)
+  run = _Run(stage, loop, checkpoints, batches, int(state.step))
+  timing = Timing()
+  try:
+    if int(state.step) < stage.steps:
+      state, timing = run.steps(
+        make_step(objective, optimizer, stage),
+        state,
+        jax.device_put(frozen),
+        jax.device_put(context),
+        _evaluator(objective, held_out, context),
+        preview,
+      )
+  finally:
+    run.close()
+  result = state.trainable if state.ema is None else state.ema
+  return tree.combine(result, frozen), timing
+
+
+class _Run:
+  """One stage while it runs: saves, logs and watches."""
+
+  def __init__(self, stage, loop, checkpoints, batches, start):
+    self.stage, self.loop = stage, loop
+    self.checkpoints, self.batches = checkpoints, batches
+    self.start = start
+    self.metrics = Metrics(loop.workdir, stage.name, resume=start)
+    self.progress = Progress(stage.name, stage.steps, start=start)
+    self.rate = optim.schedule(stage.optimizer, stage.steps)
+    self.stopping = False
+
+  def steps(self, step_fn, state, frozen, context, evaluate, preview):
+    """The loop proper. Metrics of a step are read after the next is sent off."""
+    stage, loop = self.stage, self.loop
+    key = jax.random.fold_in(jax.random.key(loop.seed), _number(stage.name))
+    timing, pending, began = Timing(), None, time.monotonic()
+    with _on_sigterm(self._stop):
+      for i in range(self.start, stage.steps):
+        batch = next(self.batches)
+        position = self.batches.get_state()
+        state, metrics = step_fn(state, frozen, batch, context, key)
+        if i == self.start:
+          jax.block_until_ready(metrics)
+          timing.compile = time.monotonic() - began
+          began = time.monotonic()
+        if pending is not None:
+          self._report(*pending, state)
+        pending = (i, metrics)
+        done = i + 1
+        at = lambda every: every and (done % every == 0 or done == stage.steps)
+        if at(loop.save_every) or self.stopping or at(loop.eval_every):
+          self._report(*pending, state)
+          pending = None
+        if at(loop.save_every) or self.stopping:
+          self.checkpoints.save(done, state, position)
+        if self.stopping:
+          self.checkpoints.wait()
+          raise SystemExit(
+            f'{stage.name}: stopped at step {done}; the same command goes on'
+          )
+        params = lambda: tree.combine(
+          state.trainable if state.ema is None else state.ema, frozen
+        )
+        if at(loop.eval_every) and evaluate is not None:
+          self.metrics.write(done, evaluate(params()))
+        if at(loop.preview_every) and preview is not None:
+          preview(done, params())
+      if pending is not None:
+        self._report(*pending, state)
+    jax.block_until_ready(state)
+    timing.steps = time.monotonic() - began
+    timing.step = timing.steps / max(stage.steps - self.start - 1, 1)
+    return state, timing
+
+  def close(self):
+    self.progress.close()
+    self.metrics.close()
+    self.checkpoints.wait()
+    self.checkpoints.close()
+
+  def _report(self, i, metrics, state):
+    """Logs step i (from 0), or ends the run if its numbers are not finite."""
+    done, loop = i + 1, self.loop
+    loss, norm = float(metrics['loss']), float(metrics['grad_norm'])
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+      self._fail(i, loss, norm)
+    self.progress.update(done, loss)
+    if done % loop.log_every == 0 or done == self.stage.steps:
+      values = {k: float(v) for k, v in metrics.items()}
+      values = {k: v for k, v in values.items() if math.isfinite(v)}
+      self.metrics.write(done, {**values, 'lr': float(self.rate(i))})
+
+  def _fail(self, i, loss, norm):
+    good = self.checkpoints.step
+    raise DcjaxError(
+      f'stage {self.stage.name!r} met a number that is not finite at step '
+      f'{i + 1} (loss {loss}, gradient norm {norm}, lr {float(self.rate(i)):.2e}, '
+      f'samples {i * self.stage.batch} to {(i + 1) * self.stage.batch - 1} of '
+      f'{self.stage.data!r}); the last good checkpoint is step {good or 0}; try a '
+      f'lower lr'
+    )
+
+  def _stop(self, *_):
+    self.stopping = True
+
+
+class _on_sigterm:
+  """Calls a function on SIGTERM while the block runs (main thread only)."""
+
+  def __init__(self, handler):
+    self._handler = handler
+
+  def __enter__(self):
+    try:
+      self._old = signal.signal(signal.SIGTERM, self._handler)
+    except ValueError:
+      # Not the main thread: whoever runs us there handles signals.
+      self._old = None
+
+  def __exit__(self, *_):
+    if self._old is not None:
+      signal.signal(signal.SIGTERM, self._old)
+
+
+def _evaluator(objective, held_out, context):
+  evaluate = getattr(objective, 'evaluate', None)
+  if evaluate is None or held_out is None:
+    return None
+  key = jax.random.key(17)
+  jitted = jax.jit(evaluate)
+  return lambda params: {
+    name: float(x)
+    for name, x in jitted(params, held_out, context, key).items()
+  }
+
+
+def _number(name: str) -> int:
+  """A stage's name as a number, the same in every process."""
+  return int.from_bytes(name.encode()[:4].ljust(4, b'\0'), 'big') & 0x7FFFFFFF

@@ -1,0 +1,345 @@
+"""A base model: one diffusers-layout folder, read and written strictly.
+
+    model_index.json
+    transformer/   config.json + safetensors      the video DiT
+    vae/           config.json + safetensors      the causal autoencoder
+    text_encoder/  config.json + safetensors      UMT5
+    tokenizer/     tokenizer.json ...
+    scheduler/     scheduler_config.json
+    dcjax.json     default size and length of a video; absent in Wan's own folders
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dcjax import tree
+from dcjax.data.tokenizer import load_tokenizer
+from dcjax.errors import DcjaxError
+from dcjax.models.dit import DiT, DiTConfig
+from dcjax.models.text import TextConfig, UMT5Encoder
+from dcjax.models.vae_config import VAEConfig
+from dcjax.models.wan_vae import WanVAE
+from dcjax.weights import names
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ASSETS = Path(__file__).parents[1] / 'assets'
+PARTS = ('transformer', 'vae', 'text_encoder')
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """The videos that a base makes by default.
+
+  Attributes:
+    frames: 1 plus a multiple of the autoencoder's temporal factor.
+    height: pixels.
+    width: pixels.
+    fps: frames a second.
+    text_length: tokens of a prompt, including the end token.
+    guidance: scale of classifier-free guidance.
+    steps: of the sampler.
+  """
+
+  frames: int = 81
+  height: int = 480
+  width: int = 832
+  fps: float = 16.0
+  text_length: int = 512
+  guidance: float = 5.0
+  steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A text-to-video model: three networks, their parameters, a tokenizer.
+
+  Attributes:
+    name: of the folder or hub repository.
+    dit: shape of the transformer.
+    vae: shape of the autoencoder, with the statistics of its latents.
+    text: shape of the text encoder.
+    tokenizer: of transformers.
+    params: {'transformer', 'vae', 'text_encoder'}.
+    format: the videos that it makes by default.
+    shift: time shift of its sampler.
+  """
+
+  name: str
+  dit: DiTConfig
+  vae: VAEConfig
+  text: TextConfig
+  tokenizer: Any
+  params: dict[str, Any]
+  format: Format = Format()
+  shift: float = 3.0
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Hash of shapes and weights: what a concept file was trained on."""
+    digest = hashlib.sha256()
+    for config in (self.dit, self.vae, self.text):
+      digest.update(repr(config).encode())
+    for name, leaf in sorted(tree.flatten(self.params).items()):
+      digest.update(f'{name}{leaf.shape}'.encode())
+      digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+  def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+    """[f h w c] of a video's latents; DcjaxError if the size cannot be made."""
+    time, space = self.vae.scale_factor_temporal, self.vae.scale_factor_spatial
+    rows, columns = space * self.dit.patch[1], space * self.dit.patch[2]
+    if frames < 1 or frames % time != 1 % time or height % rows or width % columns:
+      raise DcjaxError(
+        f'{self.name} cannot make {frames} frames of {height}x{width}; it takes '
+        f'1 + {time}k frames, heights in multiples of {rows} and widths in '
+        f'multiples of {columns}'
+      )
+    return self.vae.latent_shape(frames, height, width)
+
+
+
+
+def expected_params(
+  dit: DiTConfig, vae: VAEConfig, text: TextConfig
+) -> dict[str, Any]:
+  """Shapes of all parameters, as a tree of `jax.ShapeDtypeStruct`."""
+
+  def shape(*dims, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+  key = jax.random.key(0)
+  latents = shape(1, *dit.patch, dit.channels)
+  space = vae.scale_factor_spatial
+  ids, mask = shape(1, 2, dtype=jnp.int32), shape(1, 2, dtype=bool)
+  trees = {
+    'transformer': jax.eval_shape(
+      DiT(dit).init, key, latents, shape(1), shape(1, 2, dit.text_width)
+    ),
+    'vae': jax.eval_shape(
+      WanVAE(vae).init, key, shape(1, 1, space, space, 3)
+    ),
+    'text_encoder': jax.eval_shape(UMT5Encoder(text).init, key, ids, mask),
+  }
+  return {part: variables['params'] for part, variables in trees.items()}
+
+
+def init_params(
+  dit: DiTConfig, vae: VAEConfig, text: TextConfig, key: jax.Array
+) -> dict[str, Any]:
+  """Fresh parameters of the same tree, for training from scratch."""
+  keys = jax.random.split(key, 3)
+  space = vae.scale_factor_spatial
+  x = jnp.zeros((1, *dit.patch, dit.channels))
+  features = jnp.zeros((1, 2, dit.text_width))
+  ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+  pixels = jnp.zeros((1, 1, space, space, 3))
+  trees = {
+    'transformer': DiT(dit).init(keys[0], x, jnp.zeros((1,)), features),
+    'vae': WanVAE(vae).init(keys[1], pixels),
+    'text_encoder': UMT5Encoder(text).init(keys[2], ids, mask),
+  }
+  return {part: variables['params'] for part, variables in trees.items()}
+
+
+def load_base(name: str | os.PathLike = 'world') -> Base:
+  """Loads a base model.
+
+  Args:
+    name: 'world', the base embedded in this package; or a diffusers-layout folder
+      of Wan 2.1 form.
+
+  Raises:
+    DcjaxError: if a file is missing, a tensor is missing, extra or misshapen, or
+      weights are pickled.
+  """
+  folder = ASSETS / name if name == 'world' else Path(name)
+  if not folder.is_dir():
+    raise DcjaxError(
+      f'no base model at {folder}; give "world" or a folder in diffusers layout '
+      f'with {", ".join(PARTS)}, tokenizer and scheduler'
+    )
+  dit = DiTConfig.from_json(_config(folder, 'transformer'))
+  vae = VAEConfig.from_json(_config(folder, 'vae'))
+  text = TextConfig.from_json(_config(folder, 'text_encoder'))
+  expected = expected_params(dit, vae, text)
+  tensors = {part: _read_weights(folder / part) for part in PARTS}
+  tensors['text_encoder'] = names.without_tied_text(tensors['text_encoder'])
+  params = {
+    part: names.read_tensors(
+      table, tensors[part], expected[part], what=f'{folder / part}'
+    )
+    for part, table in tables(dit, vae, text).items()
+  }
+  scheduler = _config(folder, 'scheduler', 'scheduler_config.json')
+  defaults = folder / 'dcjax.json'
+  return Base(
+    name=str(name),
+    dit=dit,
+    vae=vae,
+    text=text,
+    tokenizer=load_tokenizer(folder / 'tokenizer'),
+    params=jax.tree.map(_working_dtype, params),
+    format=Format(**json.loads(defaults.read_text()))
+    if defaults.exists()
+    else Format(),
+    shift=float(scheduler.get('flow_shift', scheduler.get('shift', 3.0))),
+  )
+
+
+def save_base(
+  base: Base, folder: str | os.PathLike, *, dtype: Any = jnp.bfloat16
+) -> None:
+  """Writes a base as a folder that `load_base` and diffusers open.
+
+  Args:
+    base: what to write.
+    folder: created; existing files of the same names are replaced.
+    dtype: of the stored weights.
+  """
+  from safetensors.numpy import save_file
+
+  folder = Path(folder)
+  weights = {
+    'transformer': 'diffusion_pytorch_model.safetensors',
+    'vae': 'diffusion_pytorch_model.safetensors',
+    'text_encoder': 'model.safetensors',
+  }
+  configs = {
+    'transformer': base.dit.to_json(),
+    'vae': base.vae.to_json(),
+    'text_encoder': base.text.to_json(),
+  }
+  for part, table in tables(base.dit, base.vae, base.text).items():
+    _write_json(folder / part / 'config.json', configs[part])
+    params = jax.tree.map(lambda x: np.asarray(x, dtype), base.params[part])
+    tensors = names.write_tensors(table, params)
+    save_file(tensors, folder / part / weights[part], {'format': 'pt'})
+  base.tokenizer.save_pretrained(folder / 'tokenizer')
+  _write_json(
+    folder / 'scheduler' / 'scheduler_config.json', _scheduler(base.shift)
+  )
+  _write_json(folder / 'model_index.json', _MODEL_INDEX)
+  _write_json(folder / 'dcjax.json', dataclasses.asdict(base.format))
+
+
+def tables(
+  dit: DiTConfig, vae: VAEConfig, text: TextConfig
+) -> dict[str, names.Table]:
+  """The name tables of the three networks."""
+  return {
+    'transformer': names.transformer_table(dit),
+    'vae': names.vae_table(vae),
+    'text_encoder': names.text_table(text),
+  }
+
+
+def _config(folder: Path, part: str, file: str = 'config.json') -> dict[str, Any]:
+  path = folder / part / file
+  if not path.is_file():
+    raise DcjaxError(f'{path} is missing; {folder} is not a diffusers folder')
+  try:
+    return json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise DcjaxError(f'{path} is not JSON: {error}') from error
+
+
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+  """All tensors of a folder's safetensors file or files."""
+  tensors: dict[str, np.ndarray] = {}
+  for path in _weight_files(folder):
+    for key, x in _read_file(path).items():
+      if key in tensors:
+        raise DcjaxError(f'{path}: {key} is in more than one file of {folder}')
+      tensors[key] = x
+  return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+  indices = sorted(folder.glob('*.safetensors.index.json'))
+  if not indices:
+    files = sorted(folder.glob('*.safetensors'))
+    if len(files) == 1:
+      return files
+    pickles = [p.name for p in folder.glob('*') if p.suffix in PICKLES]
+    found = f'found {", ".join(pickles or [p.name for p in files]) or "nothing"}'
+    hint = '; pickled weights are refused' if pickles else ''
+    raise DcjaxError(f'{folder} needs one .safetensors file or an index, {found}{hint}')
+  weight_map = json.loads(indices[0].read_text())['weight_map']
+  shards = sorted(set(weight_map.values()))
+  outside = [s for s in shards if Path(s).name != s]
+  missing = [s for s in shards if not outside and not (folder / s).is_file()]
+  if outside or missing:
+    raise DcjaxError(
+      f'{indices[0]} names shards that '
+      + (f'lie outside the folder: {outside[0]}' if outside else f'are missing: {", ".join(missing)}')
+    )
+  return [folder / s for s in shards]
+
+
+def _read_file(path: Path) -> Mapping[str, np.ndarray]:
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
+  try:
+    return load_file(path)
+  except SafetensorError as error:
+    raise DcjaxError(f'{path} is not a whole safetensors file: {error}') from error
+
+
+def _working_dtype(x: np.ndarray) -> np.ndarray:
+  """float32 on a CPU, where bfloat16 is slower and less exact; else as stored."""
+  return x.astype(np.float32) if jax.default_backend() == 'cpu' else x
+
+
+def _write_json(path: Path, value: Any) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def _scheduler(shift: float) -> dict[str, Any]:
+  return {
+    '_class_name': 'UniPCMultistepScheduler',
+    'beta_end': 0.02,
+    'beta_schedule': 'linear',
+    'beta_start': 0.0001,
+    'disable_corrector': [],
+    'dynamic_thresholding_ratio': 0.995,
+    'final_sigmas_type': 'zero',
+    'flow_shift': shift,
+    'lower_order_final': True,
+    'num_train_timesteps': 1000,
+    'predict_x0': True,
+    'prediction_type': 'flow_prediction',
+    'sample_max_value': 1.0,
+    'solver_order': 2,
+    'solver_type': 'bh2',
+    'steps_offset': 0,
+    'thresholding': False,
+    'timestep_spacing': 'linspace',
+    'use_beta_sigmas': False,
+    'use_exponential_sigmas': False,
+    'use_flow_sigmas': True,
+    'use_karras_sigmas': False,
+  }
+
+
+_MODEL_INDEX = {
+  '_class_name': 'WanPipeline',
+  'boundary_ratio': None,
+  'expand_timesteps': False,
+  'scheduler': ['diffusers', 'UniPCMultistepScheduler'],
+  'text_encoder': ['transformers', 'UMT5EncoderModel'],
+  'tokenizer': ['transformers', 'T5Tokenizer'],
+  'transformer': ['diffusers', 'WanTransformer3DModel'],
+  'transformer_2': [None, None],
+  'vae': ['diffusers', 'AutoencoderKLWan'],
+}
