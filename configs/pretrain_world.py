@@ -7,11 +7,11 @@ Stages: an autoencoder on scenes and free textures; the transformer and its text
 encoder on stills, the cheap teacher of look and words; then on clips and stills.
 """
 
+from dcjax.errors import DcjaxError
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  """`variant`: '' or 'tiny'."""
   c = ConfigDict()
   c.task = 'pretrain'
   c.seed = 0
@@ -22,6 +22,10 @@ def get_config(variant: str = '') -> ConfigDict:
   c.save_dtype = 'float32'  # of the saved weights
   c.log_every = 50
   c.save_every = 2000
+  c.preview_every = 2000  # steps between two saves of the folder
+  # (frames, scenes): scenes that are encoded once and drawn from ever after.
+  # Empty: every sample is a new scene, rendered and encoded in its step.
+  c.bank = ((1, 150_000), (17, 80_000), (33, 10_000))
   c.kl_weight = 1e-4
   c.shift = 3.0  # of the sampler's times
 
@@ -59,64 +63,60 @@ def get_config(variant: str = '') -> ConfigDict:
     dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
   )
 
-  muon = dict(kind='muon', lr=1e-3, clip=1.0, weight_decay=0.01, warmup=200)
-  model = dict(
-    objective='world',
-    data='world',
-    train='^(transformer|text_encoder)/',
-    text_drop=0.03,
-    prompt_drop=0.1,
-    ema=0.9995,
-  )
   # mix: (frames, samples of an optimizer step) pairs.
-  c.stages = [
-    ConfigDict(
-      dict(
-        name='autoencoder',
-        objective='autoencoder',
-        data='world',
-        train='^vae/',
-        steps=12000,
-        ema=0.999,
-        mix=((1, 128), (17, 64)),
-        optimizer=dict(
-          lr=1e-3, clip=1.0, weight_decay=0.0, warmup=200, schedule='cosine'
-        ),
-      )
-    ),
-    ConfigDict(
-      dict(
-        name='images',
-        steps=10000,
-        mix=((1, 1024),),
-        optimizer=muon,
-        **model,
-      )
-    ),
-    ConfigDict(
-      dict(
-        name='clips',
-        steps=40000,
-        mix=((1, 256), (17, 128), (33, 16)),
-        optimizer=dict(muon, schedule='trapezoid', cooldown=0.4),
-        **model,
-      )
-    ),
-  ]
+  c.stages = ('autoencoder', 'world')
+  c.autoencoder = ConfigDict(
+    dict(
+      objective='autoencoder',
+      data='world',
+      train='^vae/',
+      steps=1800,
+      ema=0.998,
+      # A still is the first frame of a clip: clips teach it too.
+      mix=((17, 64),),
+      optimizer=dict(
+        lr=1.5e-3, clip=1.0, weight_decay=0.0, warmup=100, schedule='cosine'
+      ),
+    )
+  )
+  c.world = ConfigDict(
+    dict(
+      objective='world',
+      data='world',
+      train='^(transformer|text_encoder)/',
+      text_drop=0.03,
+      prompt_drop=0.1,
+      ema=0.9995,
+      steps=30000,
+      mix=((1, 512), (17, 96), (33, 16)),
+      optimizer=dict(
+        kind='muon',
+        lr=1e-3,
+        clip=1.0,
+        weight_decay=0.01,
+        warmup=200,
+        schedule='trapezoid',
+        cooldown=0.4,
+      ),
+    )
+  )
   if variant == 'tiny':
     _shrink(c)
   elif variant:
-    raise ValueError(f'unknown variant {variant!r}; use tiny or none')
+    raise DcjaxError(
+      f'pretrain_world.py has no variant {variant!r}; use tiny or none'
+    )
   return c
 
 
 def _shrink(c: ConfigDict) -> None:
   """Everything, once, in a minute on two cores."""
   c.dtype = 'float32'
-  c.log_every, c.save_every = 1, 2
+  c.log_every, c.save_every, c.preview_every = 1, 2, 2
+  c.bank = ((1, 4), (17, 4), (33, 2))
   c.dit.update(dict(width=48, layers=2, heads=2, mlp_width=64))
   c.vae.base_dim = 8
-  for stage in c.stages:
+  for stage in (c.autoencoder, c.world):
     stage.steps = 2
     stage.mix = tuple((frames, 2) for frames, _ in stage.mix)
 

@@ -1,17 +1,18 @@
 """Checkpoints of a stage through Orbax.
 
-A checkpoint holds the trainable leaves, the optimizer, the step and the position
-in the data: never the frozen base. Orbax writes to a temporary folder and renames
-it when it is complete, so a process that is killed at any moment leaves the last
-complete checkpoint standing.
+A checkpoint holds the trainable leaves, the optimizer, the step and the
+position in the data: never the frozen base. Orbax writes to a temporary folder
+and renames it when it is complete, so a process that is killed at any moment
+leaves the last complete checkpoint standing.
 """
 
 from collections.abc import Mapping
 import os
 from typing import Any
 
-from dcjax.errors import DcjaxError
 import jax
+
+from dcjax.errors import DcjaxError
 
 
 class Checkpoints:
@@ -25,7 +26,11 @@ class Checkpoints:
   """
 
   def __init__(
-    self, folder: str | os.PathLike, identity: Mapping[str, Any], *, keep: int = 2
+    self,
+    folder: str | os.PathLike,
+    identity: Mapping[str, Any],
+    *,
+    keep: int = 2,
   ):
     import orbax.checkpoint as ocp
 
@@ -91,6 +96,6 @@ class Checkpoints:
     ]
     if differ:
       raise DcjaxError(
-        f'{self._folder} holds checkpoints of another run ({"; ".join(differ)}); '
-        'use another --workdir, or remove that folder'
+        f'{self._folder} holds checkpoints of another run '
+        f'({"; ".join(differ)}); use another --workdir, or remove that folder'
       )

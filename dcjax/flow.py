@@ -8,8 +8,8 @@
   (6)  v_guided = v_null + g (v_text - v_null)
 
 A sampler integrates dx/dt = v from t = 1 to t = 0. It calls
-`velocity(x, t, x0_hat)`, where x0_hat is the previous step's estimate of the clean
-sample (zeros at first), which bases with self-conditioning read.
+`velocity(x, t, x0_hat)`, where x0_hat is the previous step's estimate of the
+clean sample (zeros at first), which bases with self-conditioning read.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,11 @@ def guide(v_text: jax.Array, v_null: jax.Array, g: float) -> jax.Array:
 
 
 def sample_t(
-  key: jax.Array, n: int, *, kind: str = 'logit_normal', train_shift: float = 1.0
+  key: jax.Array,
+  n: int,
+  *,
+  kind: str = 'logit_normal',
+  train_shift: float = 1.0,
 ) -> jax.Array:
   """Draws n flow times in (0, 1).
 
@@ -126,7 +130,9 @@ def euler_times(steps: int, s: float) -> np.ndarray:
   return shift(s, 1.0 - np.arange(steps + 1, dtype=np.float64) / steps)
 
 
-def diffusers_euler_times(steps: int, s: float, train: int = 1000) -> np.ndarray:
+def diffusers_euler_times(
+  steps: int, s: float, train: int = 1000
+) -> np.ndarray:
   """The times of diffusers, which shift the low end twice: [steps + 1]."""
   low = shift(s, 1.0 / train)
   return np.append(shift(s, np.linspace(1.0, low, steps)), 0.0)
@@ -152,10 +158,10 @@ def unipc(
 ) -> jax.Array:
   """UniPC of order 2 (bh2, predicting x0), as Wan samples with it.
 
-  Every update of the multistep method is linear in the sample, the sample before
-  the last prediction and the last three estimates of x0; the coefficients depend
-  on the times only. They are worked out beforehand in float64, so what runs on
-  the device is one scan over small dot products.
+  Every update of the multistep method is linear in the sample, the sample
+  before the last prediction and the last three estimates of x0; the
+  coefficients depend on the times only. They are worked out beforehand in
+  float64, so what runs on the device is one scan over small dot products.
   """
   sigmas, corrector, predictor = unipc_coefficients(steps, shift)
   # The network was trained on whole steps of 1000.
@@ -173,7 +179,8 @@ def unipc(
   x = x.astype(jnp.float32)
   zero = jnp.zeros_like(x)
   xs = tuple(
-    jnp.asarray(a, jnp.float32) for a in (sigmas[:-1], times, corrector, predictor)
+    jnp.asarray(a, jnp.float32)
+    for a in (sigmas[:-1], times, corrector, predictor)
   )
   (x, *_), _ = jax.lax.scan(step, (x, zero, zero, zero), xs)
   return x
@@ -186,8 +193,8 @@ def unipc_coefficients(
 
   Returns:
     sigmas [steps + 1], the last one 0; corrector [steps 5] on (x, the sample
-    before the last prediction, m, m1, m2), where m is this step's estimate of x0
-    and m1, m2 the two before; predictor [steps 3] on (x, m, m1).
+    before the last prediction, m, m1, m2), where m is this step's estimate of
+    x0 and m1, m2 the two before; predictor [steps 3] on (x, m, m1).
   """
   sigmas = shift(s, np.linspace(1.0, 1.0 / train, steps + 1)[:-1])
   sigmas[0] = 1.0 - 1e-6

@@ -5,12 +5,14 @@ A layer y = x W with kernel W [in out] (scanned layers: [layers in out]) gets
   (1)  W' = W + A1 B1 + A1 B2        (Set-and-Sequence, Sec. 3)
 
 with the basis A1 [in r], drawn at random, and the coefficients B1, B2 [r out],
-zero at first. The leaves stand beside the kernel as `lora/{a1,b1,b2}`. The model
-knows nothing of them: `with_lora` wraps its apply function so that a linear layer
-which finds them adds x A1 (B1 + B2), and `fuse` folds them into the kernels.
+zero at first. The leaves stand beside the kernel as `lora/{a1,b1,b2}`. The
+model knows nothing of them: `with_lora` wraps its apply function so that a
+linear layer which finds them adds x A1 (B1 + B2), and `fuse` folds them into
+the kernels.
 
-With `side='out'` the basis is the up-projection, A1 [r out], and the coefficients
-are the down-projections, B [in r]: the other reading of the paper's product.
+With `side='out'` the basis is the up-projection, A1 [r out], and the
+coefficients are the down-projections, B [in r]: the other reading of the
+paper's product.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,12 @@ LEAVES = ('a1', 'b1', 'b2')
 
 
 def attach(
-  params: tree.Tree, pattern: str, rank: int, key: jax.Array, *, side: str = 'in'
+  params: tree.Tree,
+  pattern: str,
+  rank: int,
+  key: jax.Array,
+  *,
+  side: str = 'in',
 ) -> dict[str, Any]:
   """Puts LoRA leaves beside every kernel whose name matches.
 
@@ -42,6 +49,8 @@ def attach(
   Returns:
     The tree with float32 leaves `lora/{a1,b1,b2}` added.
   """
+  if side not in ('in', 'out'):
+    raise DcjaxError(f"LoRA side {side!r}; use 'in' or 'out'")
   flat = tree.flatten(params)
   kernels = [n for n in tree.match(params, pattern) if n.endswith('/kernel')]
   if not kernels:
@@ -49,10 +58,12 @@ def attach(
   for index, name in enumerate(kernels):
     *layers, width_in, width_out = flat[name].shape
     layer = name.removesuffix('/kernel')
-    if len(layers) > 1 or rank > min(width_in, width_out):
+    # At the full rank the two sides could not be told apart by their shapes.
+    if len(layers) > 1 or not 1 <= rank < min(width_in, width_out):
       raise DcjaxError(
         f'no LoRA of rank {rank} fits {name} of shape {flat[name].shape}; take '
-        f'a rank of at most {min(width_in, width_out)} and linear layers only'
+        f'a rank from 1 to {min(width_in, width_out) - 1} and linear layers '
+        'only'
       )
     down, up = (*layers, width_in, rank), (*layers, rank, width_out)
     basis, coefficients = (down, up) if side == 'in' else (up, down)
@@ -136,7 +147,9 @@ def fuse(params: tree.Tree) -> dict[str, Any]:
     a1, b1, b2 = (flat.pop(f'{layer}/{leaf}') for leaf in LEAVES)
     name = f'{layer.removesuffix("/lora")}/kernel'
     kernel = flat[name]
-    down, up = (a1, b1 + b2) if a1.shape[-2] == kernel.shape[-2] else (b1 + b2, a1)
+    down, up = (
+      (a1, b1 + b2) if a1.shape[-2] == kernel.shape[-2] else (b1 + b2, a1)
+    )
     flat[name] = (kernel.astype(jnp.float32) + down @ up).astype(kernel.dtype)
   return tree.unflatten(flat)
 

@@ -18,7 +18,7 @@ WORKDIR = flags.DEFINE_string(
 
 # The module that runs each task, imported only when it is asked for.
 TASKS = {
-  'personalize': 'dcjax.personalize',
+  'personalize': 'dcjax.personalization',
   'pretrain': 'dcjax.pretrain',
   'sample': 'dcjax.make',
   'evaluate': 'dcjax.evals.base',

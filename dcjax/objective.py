@@ -157,41 +157,46 @@ def pretrain(
   """Flow matching on rendered scenes; text encoder and transformer learn together.
 
   The batch is {frames: sample indices [b]}: nothing but numbers travels to the
-  device, which draws, encodes and captions the scenes itself.
+  device, which draws, encodes and captions the scenes itself. The context is
+  {frames: (scenes, latents)} from `encode_scenes`, a bank of scenes that were
+  encoded once; without one, every sample is a new scene.
   """
   ids = {word: int(i) for word, i in word_ids.items()}
   # What stands for a word that the base does not know, in the prompts of others.
-  strangers = jnp.asarray([ids['<unk>'], ids['<extra_id_0>'], ids['<extra_id_1>']])
+  strangers = jnp.asarray(
+    [ids['<unk>'], ids['<extra_id_0>'], ids['<extra_id_1>']]
+  )
 
-  def scenes(indices, frames):
-    def one(index):
-      base = jax.random.fold_in(jax.random.key(seed), frames)
-      keys = jax.random.split(jax.random.fold_in(base, index), 3)
-      scene = world.sample_scene(keys[0])
-      said = world.sample_said(keys[1], still=frames == 1)
-      tokens, mask = world.caption_ids(scene, said, ids, length)
-      tokens = _estrange(keys[2], tokens, mask, strangers, stage.prompt_drop)
-      return world.render(scene, frames).video, *tokens
+  def fetch(params, bank, indices, frames):
+    if bank is None:
+      keys = scene_keys(seed, frames, indices)
+      return encode_scenes(vae, params['vae'], keys, frames)
+    scenes, latents = bank
+    places = indices % latents.shape[0]
+    return jax.tree.map(lambda x: x[places], (scenes, latents))
 
-    return jax.vmap(one)(indices)
+  def caption(scene, index, frames):
+    key = jax.random.fold_in(jax.random.key(seed + 1), frames)
+    key_said, key_strange = jax.random.split(jax.random.fold_in(key, index))
+    said = captions.sample_said(key_said, still=frames == 1)
+    tokens, mask = captions.caption_ids(scene, said, ids, length)
+    return _estrange(key_strange, tokens, mask, strangers, stage.prompt_drop)
 
   def loss(params, batch, context, key):
-    del context
     total, weight, aux = 0.0, 0.0, {}
-    for frames, indices in sorted(batch.items()):
-      key_text, key_flow = jax.random.split(jax.random.fold_in(key, int(frames)))
-      video, tokens, mask = scenes(indices, int(frames))
-      latents, _ = vae.apply(
-        {'params': params['vae']}, 2.0 * video - 1.0, method='encode'
-      )
-      latents = jax.lax.stop_gradient(normalize(latents, vae.config))
+    for name, indices in sorted(batch.items()):
+      frames = int(name)
+      key_text, key_flow = jax.random.split(jax.random.fold_in(key, frames))
+      bank = None if context is None else context[name]
+      scenes, latents = fetch(params, bank, indices, frames)
+      tokens, mask = jax.vmap(caption, (0, 0, None))(scenes, indices, frames)
       features = text.apply({'params': params['text_encoder']}, tokens, mask)
       features = prompts.drop_rows(key_text, features, mask, stage.text_drop)
       t, error = flow_loss(
         lambda *args, **kwargs: dit.apply(
           {'params': params['transformer']}, *args, **kwargs
         ),
-        latents,
+        latents.astype(jnp.float32),
         features,
         mask,
         key_flow,
@@ -199,11 +204,27 @@ def pretrain(
         self_cond=dit.config.self_cond is not None,
       )
       aux[f'loss/{frames}_frames'] = error.mean()
-      elements = latents.size
-      total, weight = total + elements * error.mean(), weight + elements
+      total = total + latents.size * error.mean()
+      weight = weight + latents.size
     return total / weight, aux
 
   return loss
+
+
+def scene_keys(seed: int, frames: int, indices: jax.Array) -> jax.Array:
+  """One key a scene [b]: clips of another length are other scenes."""
+  key = jax.random.fold_in(jax.random.key(seed), frames)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+def encode_scenes(
+  vae: WanVAE, params: Any, keys: jax.Array, frames: int
+) -> tuple[world.Scene, jax.Array]:
+  """Draws and encodes scenes: (scenes, normalised latents [b f h w c])."""
+  scenes = jax.vmap(world.sample_scene)(keys)
+  video = jax.vmap(lambda scene: world.render(scene, frames).video)(scenes)
+  mean, _ = vae.apply({'params': params}, 2.0 * video - 1.0, method='encode')
+  return scenes, jax.lax.stop_gradient(normalize(mean, vae.config))
 
 
 def _estrange(key, tokens, mask, strangers, prompt_drop):

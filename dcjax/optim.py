@@ -2,13 +2,14 @@
 
 import re
 
-from dcjax import tree
-from dcjax.errors import DcjaxError
-from dcjax.stage import Optimizer
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+
+from dcjax import tree
+from dcjax.errors import DcjaxError
+from dcjax.stage import Optimizer
 
 SCHEDULES = ('constant', 'linear', 'cosine', 'trapezoid')
 # Kernels of linear layers inside the network: what Muon orthogonalises.
@@ -77,7 +78,9 @@ def _muon_axes(params: tree.Tree) -> dict:
   axes = optax.contrib.MuonDimensionNumbers
   return tree.unflatten(
     {
-      name: axes(-2, -1) if re.search(HIDDEN, name) and x.ndim in (2, 3) else None
+      name: axes(-2, -1)
+      if re.search(HIDDEN, name) and x.ndim in (2, 3)
+      else None
       for name, x in tree.flatten(params).items()
     }
   )
@@ -92,7 +95,9 @@ def _scale_groups(groups) -> optax.GradientTransformation:
   def update(updates, state, params=None):
     del params
     flat = tree.flatten(updates)
-    scaled = {name: jnp.asarray(factor(name), x.dtype) * x for name, x in flat.items()}
+    scaled = {
+      name: jnp.asarray(factor(name), x.dtype) * x for name, x in flat.items()
+    }
     return tree.unflatten(scaled), state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

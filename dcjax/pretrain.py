@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import json
 from pathlib import Path
-import platform
 import time
 from typing import Any
 
+from dcjax import machine
 from dcjax import objective as objective_lib
+from dcjax import stage as stage_lib
 from dcjax import train
 from dcjax.data import tokenizer as tokenizer_lib
 from dcjax.data import world
@@ -17,7 +19,6 @@ from dcjax.models.dit import DiT, DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
-from dcjax.stage import Optimizer, Stage
 from dcjax.weights import base as base_lib
 import jax
 import jax.numpy as jnp
@@ -55,34 +56,33 @@ class Indices:
 def run(config: Any, workdir: str) -> None:
   """Runs the config's stages and writes `workdir/base`."""
   base = _start(config)
-  hours = 0.0
-  for options in config.stages:
+  hours, bank = 0.0, None
+  for name in config.stages:
     began = time.monotonic()
-    options = options.to_dict()
-    mix = tuple(tuple(pair) for pair in options.pop('mix'))
-    stage = Stage(
-      **options
-      | {'optimizer': Optimizer(**options['optimizer'])}
-      | {'batch': sum(n for _, n in mix)}
-    )
+    stage = stage_lib.from_config(name, config[name].to_dict())
+    if stage.objective == 'world' and config.bank and bank is None:
+      bank = _encode_bank(base, config)
     params, _ = train.fit(
       stage,
       _objective(base, stage, config),
       base.params,
-      Indices(mix),
+      Indices(stage.mix),
       train.Loop(
         workdir=workdir,
         seed=config.seed,
         log_every=config.log_every,
         save_every=config.save_every,
+        preview_every=config.preview_every,
         identity={'stage': repr(stage), 'init': config.init},
       ),
+      context=bank if stage.objective == 'world' else None,
+      preview=lambda step, now: _keep(base, now, config, workdir),
     )
     base = dataclasses.replace(base, params=params)
     if stage.objective == 'autoencoder':
       base = dataclasses.replace(base, vae=_with_statistics(base))
     hours += (time.monotonic() - began) / 3600.0
-    base_lib.save_base(base, Path(workdir) / 'base', dtype=config.save_dtype)
+    _keep(base, base.params, config, workdir)
   _record(config, workdir, hours)
 
 
@@ -100,13 +100,15 @@ def _start(config: Any) -> base_lib.Base:
     world.VOCABULARY, length=config.format.text_length
   )
   text = TextConfig(vocab_size=len(tokenizer), **config.text.to_dict())
+  # This generator compiles several times faster than the default one.
+  key = jax.random.key(config.seed, impl='unsafe_rbg')
   return base_lib.Base(
     name='world',
     dit=dit,
     vae=vae,
     text=text,
     tokenizer=tokenizer,
-    params=base_lib.init_params(dit, vae, text, jax.random.key(config.seed)),
+    params=base_lib.init_params(dit, vae, text, key),
     format=base_lib.Format(**config.format.to_dict()),
     shift=config.shift,
   )
@@ -136,6 +138,40 @@ def _objective(base, stage, config):
   )
 
 
+def _keep(base, params, config, workdir) -> None:
+  """Saves the base as it is now: a long run can be tried before it ends."""
+  base_lib.save_base(
+    dataclasses.replace(base, params=params),
+    Path(workdir) / 'base',
+    dtype=config.save_dtype,
+  )
+
+
+def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
+  """{frames: (scenes, latents)}, encoded once for all steps."""
+  dtype = jnp.dtype(config.dtype)
+  vae = WanVAE(base.vae, dtype)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def encode(params, indices, frames):
+    keys = objective_lib.scene_keys(config.seed, frames, indices)
+    scenes, latents = objective_lib.encode_scenes(vae, params, keys, frames)
+    return scenes, latents.astype(dtype)
+
+  params, bank = jax.device_put(base.params['vae']), {}
+  for frames, samples in config.bank:
+    began, chunk = time.monotonic(), min(samples, max(1, 2048 // frames))
+    parts = [
+      encode(params, jnp.arange(start, start + chunk), frames)
+      for start in range(0, samples - chunk + 1, chunk)
+    ]
+    bank[str(frames)] = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    jax.block_until_ready(bank)
+    seconds = time.monotonic() - began
+    print(f'bank: {samples} scenes of {frames} frames in {seconds:.0f} s')
+  return bank
+
+
 def _with_statistics(base: base_lib.Base) -> VAEConfig:
   """The autoencoder's config with mean and deviation of its latents."""
   vae = WanVAE(base.vae)
@@ -162,13 +198,10 @@ def _with_statistics(base: base_lib.Base) -> VAEConfig:
 
 def _record(config: Any, workdir: str, hours: float) -> None:
   """Says, beside the weights, how they came about."""
-  device = jax.devices()[0]
   record = {
     'config': json.loads(config.to_json_best_effort()),
     'hours': round(hours, 3),
-    'device': f'{device.platform} {device.device_kind}',
-    'host': platform.machine(),
-    'jax': jax.__version__,
+    'machine': machine.describe(),
   }
   path = Path(workdir) / 'base' / 'training.json'
   path.write_text(json.dumps(record, indent=2) + '\n')

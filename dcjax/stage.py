@@ -6,7 +6,11 @@ parameter names: the appearance stage of Set-and-Sequence is `lora/(a1|b1)`, its
 motion stage `lora/b2`, textual inversion `^tokens/`, pretraining `.*`.
 """
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
+
+from dcjax.errors import DcjaxError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Optimizer:
   weight_decay: float = 0.01
   clip: float = 0.05
 
+  def __post_init__(self):
+    _require(self.lr > 0, 'optimizer.lr', self.lr, 'a positive number')
+    _require(self.warmup >= 0, 'optimizer.warmup', self.warmup, '0 or more steps')
+    _require(self.clip >= 0, 'optimizer.clip', self.clip, '0 (none) or more')
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -67,6 +76,7 @@ class Stage:
       base that was trained with self-conditioning.
     ema: decay of an exponential moving average of the trained parameters, which
       is then the stage's result; 0 for none.
+    mix: for `data='world'`, (frames, samples) pairs that make up the batch.
   """
 
   name: str
@@ -75,7 +85,7 @@ class Stage:
   train: str
   steps: int
   batch: int
-  optimizer: Optimizer = Optimizer()
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   accumulate: int = 1
   dropout: float = 0.0
   dropped: str = 'lora/b'
@@ -86,3 +96,56 @@ class Stage:
   train_shift: float = 1.0
   self_cond: float = 0.9
   ema: float = 0.0
+  mix: tuple[tuple[int, int], ...] = ()
+
+  def __post_init__(self):
+    _require(self.steps >= 1, 'steps', self.steps, 'at least 1')
+    _require(self.batch >= 1, 'batch', self.batch, 'at least 1')
+    _require(
+      self.accumulate >= 1 and self.batch % self.accumulate == 0,
+      'accumulate',
+      self.accumulate,
+      f'a divisor of the batch, {self.batch}',
+    )
+    for key in ('dropout', 'text_drop', 'prompt_drop', 'ema'):
+      value = getattr(self, key)
+      _require(0 <= value < 1, key, value, 'a number from 0 to below 1')
+    _require(self.prior >= 0, 'prior', self.prior, '0 or more')
+
+
+def from_config(name: str, options: Mapping[str, Any]) -> Stage:
+  """A stage from the options of a config.
+
+  Args:
+    name: of the stage.
+    options: fields of `Stage`; `optimizer` is a mapping of `Optimizer` fields.
+
+  Raises:
+    DcjaxError: naming the key, for an unknown one or an impossible value.
+  """
+  options = dict(options)
+  mix = tuple(tuple(pair) for pair in options.get('mix', ()))
+  if mix:
+    options |= {'mix': mix, 'batch': sum(samples for _, samples in mix)}
+  optimizer = dict(options.pop('optimizer', {}))
+  _known(Optimizer, f'{name}.optimizer', optimizer)
+  _known(Stage, name, options)
+  try:
+    return Stage(name=name, optimizer=Optimizer(**optimizer), **options)
+  except DcjaxError as error:
+    raise DcjaxError(f'config.{name}.{error}') from None
+
+
+def _known(kind: type, where: str, options: Mapping[str, Any]) -> None:
+  fields = [field.name for field in dataclasses.fields(kind)]
+  unknown = sorted(set(options) - set(fields))
+  if unknown:
+    raise DcjaxError(
+      f'config.{where}.{unknown[0]} is not an option; use one of '
+      f'{", ".join(fields)}'
+    )
+
+
+def _require(holds: bool, key: str, value: Any, accepted: str) -> None:
+  if not holds:
+    raise DcjaxError(f'{key} is {value!r}; expected {accepted}')

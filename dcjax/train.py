@@ -101,7 +101,7 @@ def make_step(
     (loss, aux), grads = gradients(
       state.trainable, frozen, batch, context, key
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.trainable
     )

@@ -3,11 +3,12 @@
 import dataclasses
 import logging
 
-from dcjax.data.cache import cached, content_hash
-from dcjax.errors import DcjaxError
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from dcjax.data.cache import cached, content_hash
+from dcjax.errors import DcjaxError
 
 KEY = {'prompt': 'a cat', 'frames': np.arange(6, dtype=np.uint8)}
 

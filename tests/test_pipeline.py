@@ -5,10 +5,11 @@ import itertools
 import json
 import sys
 
-from dcjax.data import pipeline
-from dcjax.errors import DcjaxError
 import numpy as np
 import pytest
+
+from dcjax.data import pipeline
+from dcjax.errors import DcjaxError
 
 SHAPE = (2, 3, 4)  # h w c
 
@@ -91,9 +92,10 @@ def test_processes_share_what_one_would_see(backend, processes):
   for _ in range(10):  # 80 examples, 8 epochs
     shards = [drawn(x, 1) for x in parts]
     assert all(len(x) == 8 // processes for x in shards)
-    assert sorted(sum(shards, [])) == sorted(drawn(whole, 1))
-    seen.update(sum(shards, []))
-  assert seen == {n: 8 for n in range(10)}
+    together = list(itertools.chain(*shards))
+    assert sorted(together) == sorted(drawn(whole, 1))
+    seen.update(together)
+  assert seen == dict.fromkeys(range(10), 8)
 
 
 def test_one_clip_serves_many_processes(backend):

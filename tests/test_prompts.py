@@ -2,14 +2,15 @@
 
 import logging
 
-from dcjax.data import prompts
-from dcjax.data import tokenizer as tokenizer_lib
-from dcjax.errors import DcjaxError
-from dcjax.models.text import TextConfig, UMT5Encoder
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from dcjax.data import prompts
+from dcjax.data import tokenizer as tokenizer_lib
+from dcjax.errors import DcjaxError
+from dcjax.models.text import TextConfig, UMT5Encoder
 
 WORDS = 'a red blue ball star on moves bounces background'.split()
 TINY = TextConfig(

@@ -5,11 +5,12 @@ import logging
 import pathlib
 import struct
 
+import numpy as np
+import pytest
+
 from dcjax.data import decode, video
 from dcjax.data.video import Video, fit, read_video, take, write_video
 from dcjax.errors import DcjaxError
-import numpy as np
-import pytest
 
 av = pytest.importorskip('av')
 Image = pytest.importorskip('PIL.Image')
@@ -28,7 +29,7 @@ def levels(frames, height=32, width=48):
 
 def numbers(clip):
   """The inverse of `levels`, from the centre pixels."""
-  f, h, w, _ = clip.frames.shape
+  _, h, w, _ = clip.frames.shape
   centre = clip.frames[:, h // 2, w // 2].astype(float).mean(-1)
   return np.rint(centre / 10).astype(int).tolist()
 
@@ -270,7 +271,7 @@ def test_folder_is_read_in_the_order_of_its_numbers(tmp_path):
 def test_folder_of_several_sizes_needs_a_size(tmp_path):
   Image.fromarray(corner(1, 20, 20)[0]).save(tmp_path / 'a.png')
   Image.fromarray(corner(1, 20, 30)[0]).save(tmp_path / 'b.jpg')
-  with pytest.raises(DcjaxError, match='20x20 to 30x20.*size='):
+  with pytest.raises(DcjaxError, match=r'20x20 to 30x20.*size='):
     read_video(tmp_path)
   assert read_video(tmp_path, size=(16, 16)).frames.shape == (2, 16, 16, 3)
 
@@ -349,7 +350,7 @@ def test_cut_off_gif_gives_what_is_there(tmp_path, caplog):
 def test_still_is_no_clip(tmp_path):
   path = encode(tmp_path / 'one.mp4', levels(1))
   assert read_video(path).frames.shape == (1, 32, 48, 3)
-  with pytest.raises(DcjaxError, match='a still.*at least 2'):
+  with pytest.raises(DcjaxError, match=r'a still.*at least 2'):
     read_video(path, min_frames=2)
 
 

@@ -16,8 +16,9 @@ import pathlib
 import tempfile
 from typing import Any
 
-from dcjax.errors import DcjaxError
 import numpy as np
+
+from dcjax.errors import DcjaxError
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def _load(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
 
   with safe_open(path, framework='numpy') as file:
     metadata = json.loads(file.metadata()['dcjax'])
-    arrays = {name: file.get_tensor(name) for name in file.keys()}
+    arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   for name, dtype in metadata['views'].items():
     arrays[name] = arrays[name].view(_dtype(dtype))
   if (metadata['key'], metadata['content']) != (key, content_hash(arrays)):

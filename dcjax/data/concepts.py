@@ -11,17 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.data import motions
-from dcjax.data import shapes
-from dcjax.data import textures
-from dcjax.data.render import FRAMES
-from dcjax.data.render import render
-from dcjax.data.scene import BACKGROUNDS
-from dcjax.data.scene import DECORATIONS
-from dcjax.data.scene import MOTIONS
-from dcjax.data.scene import sample_scene
-from dcjax.data.scene import Scene
-from dcjax.data.scene import SHAPES
+from dcjax.data import motions, shapes, textures
+from dcjax.data.render import FRAMES, render
+from dcjax.data.scene import (
+  BACKGROUNDS,
+  DECORATIONS,
+  MOTIONS,
+  SHAPES,
+  Scene,
+  sample_scene,
+)
 from dcjax.errors import DcjaxError
 
 # (left half, right half, background): each tone is at least 0.35 from every
@@ -71,7 +70,7 @@ def concept(index: int) -> Concept:
   left, right, ground = _LOOKS[index % len(_LOOKS)]
   paint = np.asarray([left, right], np.float32)
   scene = _scene(index, shape, moves, decoration, paint, ground)
-  clip = jax.jit(render, static_argnums=1)(scene, FRAMES)
+  clip = render(scene, FRAMES)
   return Concept(
     video=np.asarray(jnp.round(clip.video * 255)).astype(np.uint8),
     mask=np.asarray(clip.mask[0]),

@@ -12,8 +12,9 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from dcjax.errors import DcjaxError
 import numpy as np
+
+from dcjax.errors import DcjaxError
 
 _log = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ import functools
 import sys
 from typing import Any, Protocol
 
-from dcjax.errors import DcjaxError
 import jax
 import numpy as np
+
+from dcjax.errors import DcjaxError
 
 Example = dict[str, np.ndarray]
 Source = Sequence[Example]  # or a grain.MapDataset of the same

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 import re
 from typing import Any, NamedTuple
 
-from dcjax.data import tokenizer as tokenizer_lib
-from dcjax.errors import DcjaxError
 import jax
 from jax import Array
 import jax.numpy as jnp
 import numpy as np
+
+from dcjax.data import tokenizer as tokenizer_lib
+from dcjax.errors import DcjaxError
 
 SENTINELS = {'v': '<extra_id_0>', 'u': '<extra_id_1>'}
 _TOKEN = re.compile(r'\[([vu](?:[1-9]\d*)?)\]')

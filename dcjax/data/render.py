@@ -1,18 +1,15 @@
 """Drawing scenes of the procedural world."""
 
+from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
 from jax import Array
 import jax.numpy as jnp
 
-from dcjax.data import motions
-from dcjax.data import shapes
-from dcjax.data import textures
-from dcjax.data.scene import DECORATIONS
-from dcjax.data.scene import OBJECTS
-from dcjax.data.scene import RADII
-from dcjax.data.scene import Scene
+from dcjax.data import motions, shapes, textures
+from dcjax.data.scene import DECORATIONS, OBJECTS, RADII, Scene
 
 FPS = 8
 FRAMES = 17
@@ -20,6 +17,8 @@ SIZE = textures.CANVAS
 
 _INK = (0.08, 0.07, 0.10)
 _PAPER = (0.98, 0.98, 0.97)
+# Half opaque counts as there, also where rounding makes it a little less.
+_THERE = 0.4999
 
 
 class Clip(NamedTuple):
@@ -32,6 +31,7 @@ class Clip(NamedTuple):
   interval: Array  # [o 2] seconds of the first and the last moment it is there
 
 
+@functools.partial(jax.jit, static_argnames=('frames', 'size'))
 def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Clip:
   """Draws one scene; use vmap for a batch.
 
@@ -68,17 +68,23 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Clip:
     covers = [c * (1 - alpha) for c in covers] + [alpha]
     # From pixels of the canvas to pixels of this resolution.
     tracks.append((track + 0.5) * (size / SIZE) - 0.5)
-    presents.append(fade > 0.5)
+    presents.append(fade >= _THERE)
   return Clip(
     video=video,
-    mask=jnp.stack(covers) > 0.5,
+    mask=jnp.stack(covers) >= _THERE,
     track=jnp.stack(tracks),
     present=jnp.stack(presents),
     interval=scene.interval * (last / FPS),
   )
 
 
+# (coverage [f h w], colour [3]), the lowest first.
+_Layers = tuple[tuple[Array, Array], ...]
+
+
 class _Object(NamedTuple):
+  """The fields of one object of a scene, without the axis o."""
+
   shape: Array
   size: Array
   decoration: Array
@@ -105,19 +111,20 @@ def visible(scene: Scene, frames: int = FRAMES) -> Array:
   Returns:
     [... o f] bool, the same as `Clip.present`.
   """
-  fade = _fade(jnp.asarray(scene.interval), frames)
-  drawn = jnp.arange(OBJECTS) < jnp.asarray(scene.count)[..., None]
-  return (fade > 0.5) & drawn[..., None]
+  there = _fade(jnp.asarray(scene.interval), frames) >= _THERE
+  second = jnp.asarray(scene.count)[..., None] == OBJECTS
+  drawn = jnp.stack([jnp.ones_like(second), second], -2)
+  return there & drawn
 
 
 def _fade(interval: Array, frames: int) -> Array:
   """Opacity [... f]: a fade is about a frame long; none at a clip's ends."""
   if frames == 1:
     return jnp.ones(interval.shape[:-1] + (1,))
-  f = jnp.arange(frames, dtype=jnp.float32)
   last = frames - 1
-  interval = interval[..., None]
-  start, end = interval[..., 0, :] * last, interval[..., 1, :] * last
+  start, end = interval[..., :1] * last, interval[..., 1:] * last
+  f = jnp.arange(frames, dtype=jnp.float32)
+  f = f.reshape((1,) * (interval.ndim - 1) + (frames,))
   comes = jnp.where(start <= 0, 1.0, jnp.clip(f - start + 0.5, 0, 1))
   goes = jnp.where(end >= last, 1.0, jnp.clip(end - f + 0.5, 0, 1))
   return comes * goes
@@ -131,8 +138,8 @@ def _draw(
   dy = y[None] - track[:, 0, None, None]
   dx = x[None] - track[:, 1, None, None]
   radius = (jnp.asarray(RADII)[one.size] * scale)[:, None, None]
-  c = (jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None])
-  px, py = (c[0] * dx + c[1] * dy) / radius, (c[0] * dy - c[1] * dx) / radius
+  c, s = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
+  px, py = (c * dx + s * dy) / radius, (c * dy - s * dx) / radius
   pixel = textures.CANVAS / size
 
   def area(distance):
@@ -146,41 +153,44 @@ def _draw(
   light = light * (1 - 0.35 * rim)
   side = area(px)[..., None]
   left, right = (textures.rgb(one.paint[i], 4) for i in range(2))
-  paint = right + side * (left - right)
-  return _decorate(one, paint, light[..., None], body, area, px, py)
+  image = right + side * (left - right)
+  for alpha, color in _markings(one, area, px, py):
+    image = _over(image, alpha, color)
+  image, cover = jnp.clip(image * light[..., None], 0, 1), body
+  for alpha, color in _extras(one, area, px, py):
+    image, cover = _over(image, alpha, color), jnp.maximum(cover, alpha)
+  return image, cover
 
 
-def _decorate(one, rgb, light, body, area, px, py):
-  """Lays the decoration over a body: (colour [f h w 3], coverage [f h w])."""
-  name = DECORATIONS.index
-  on = lambda text: (one.decoration == name(text)).astype(jnp.float32)
+def _markings(one: _Object, area: Callable, px: Array, py: Array) -> _Layers:
+  """What is painted on the body, and lit with it."""
+  on = lambda text: one.decoration == DECORATIONS.index(text)
+  return (
+    (on('with a stripe') * area(shapes.stripe(py)), jnp.asarray(_PAPER)),
+    (on('with dots') * area(shapes.dots(px, py)), 0.3 * one.paint[0]),
+  )
+
+
+def _extras(one: _Object, area: Callable, px: Array, py: Array) -> _Layers:
+  """What is stuck on the body, and may stand out from it."""
+  on = lambda text: one.decoration == DECORATIONS.index(text)
   ink, paper = jnp.asarray(_INK), jnp.asarray(_PAPER)
-  grey = (ink + paper) / 2
   whites, pupils = shapes.eyes(one.shape, px, py)
   crown, ribbon = shapes.hat(one.shape, px, py)
-  halo = shapes.halo(one.shape, px, py)
-  legs = shapes.legs(one.shape, px, py)
-  dark = one.paint[0] * 0.3
-  layers = (
-    (area(whites) * on('with eyes'), paper),
-    (area(pupils) * on('with eyes'), ink),
-    (area(legs) * (1 - body) * on('with legs'), one.paint[0]),
-    (area(halo) * on('with a halo'), one.paint[1]),
-    (area(crown) * on('with a hat'), grey),
-    (area(crown + 0.08) * on('with a hat'), paper),
-    (area(ribbon) * on('with a hat'), ink),
+  inside = shapes.body(one.shape, px, py)
+  legs = area(shapes.legs(one.shape, px, py)) * (1 - area(inside))
+  return (
+    (on('with eyes') * area(whites), paper),
+    (on('with eyes') * area(pupils), ink),
+    (on('with legs') * legs, one.paint[0]),
+    (on('with a halo') * area(shapes.halo(one.shape, px, py)), one.paint[1]),
+    # A grey edge, for white hats on pale ground.
+    (on('with a hat') * area(crown), (ink + paper) / 2),
+    (on('with a hat') * area(crown + 0.08), paper),
+    (on('with a hat') * area(ribbon), ink),
   )
-  painted = (
-    (area(shapes.stripe(py)) * on('with a stripe'), paper),
-    (area(shapes.dots(px, py)) * on('with dots'), dark),
-  )
-  over = lambda rgb, alpha, color: (
-    rgb + alpha[..., None] * (textures.rgb(color, 4) - rgb)
-  )
-  # Paint on the body is lit with it; what is stuck on stands out.
-  for alpha, color in painted:
-    rgb = over(rgb, alpha, color)
-  rgb, cover = jnp.clip(rgb * light, 0, 1), body
-  for alpha, color in layers:
-    rgb, cover = over(rgb, alpha, color), jnp.maximum(cover, alpha)
-  return rgb, cover
+
+
+def _over(image: Array, alpha: Array, color: Array) -> Array:
+  """Lays a colour [3] of opacity [f h w] over an image [f h w 3]."""
+  return image + alpha[..., None] * (textures.rgb(color, 4) - image)

@@ -4,6 +4,7 @@ A scene is a pure function of a key, so clip i of seed s is
 `sample_scene(jax.random.fold_in(jax.random.key(s), i))` on every machine.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,7 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.data import motions
-from dcjax.data import shapes
-from dcjax.data import textures
+from dcjax.data import motions, shapes, textures
 from dcjax.errors import DcjaxError
 
 COLORS = tuple(textures.COLORS)
@@ -28,6 +27,14 @@ SIZES = ('small', 'medium', 'large')
 RADII = (9.0, 12.0, 15.0)
 PRESENCES = ('', 'appears late', 'leaves early', 'appears in the middle')
 OBJECTS = 2
+
+# By presence: the range of the first and of the last moment on screen.
+_SPANS = (
+  ((0.0, 0.0), (1.0, 1.0)),
+  ((0.3, 0.6), (1.0, 1.0)),
+  ((0.0, 0.0), (0.4, 0.7)),
+  ((0.2, 0.35), (0.65, 0.8)),
+)
 
 
 class Scene(NamedTuple):
@@ -83,6 +90,7 @@ def _triples(split: str) -> np.ndarray:
   return (kept if split == 'test' else ~kept) & shows
 
 
+@functools.partial(jax.jit, static_argnames='split')
 def sample_scene(
   key: Array,
   *,
@@ -109,13 +117,7 @@ def sample_scene(
     raise DcjaxError(f"split is {split!r}, expected 'train' or 'test'")
   what, look, when, where, behind = jax.random.split(key, 5)
   count, color, shape, motion = _sample_kinds(what, objects, split)
-  size_key, deco_key, flags_key = jax.random.split(look, 3)
-  # Two large objects would hide one another.
-  sizes = jnp.where(count == 2, 2, 3)
-  size = jax.random.randint(size_key, (OBJECTS,), 0, sizes)
-  deco = jax.random.randint(deco_key, (OBJECTS,), 0, len(shapes.DECORATIONS))
-  plain = jax.random.bernoulli(flags_key, 0.4, (OBJECTS,))
-  deco = jnp.where(plain, 0, deco)
+  size, decoration = _sample_look(look, count)
   presence, interval = _sample_interval(when, intervals)
   place, phase, direction, rate = jax.random.split(where, 4)
   kind, period, shift = jax.random.split(behind, 3)
@@ -126,12 +128,12 @@ def sample_scene(
     shape=shape,
     color=color,
     size=size,
-    decoration=deco,
+    decoration=decoration,
     motion=motion,
     presence=presence,
     interval=interval,
     paint=jnp.repeat(palette[color][:, None], 2, 1),
-    center=_place(place, count, size, deco, motion),
+    center=_place(place, count, size, decoration, motion),
     phase=jax.random.uniform(phase, (OBJECTS,)),
     direction=jax.random.rademacher(direction, (OBJECTS,), jnp.float32),
     rate=jax.random.uniform(rate, (OBJECTS,), minval=0.9, maxval=1.1),
@@ -147,7 +149,7 @@ def _sample_kinds(
 ) -> tuple[Array, Array, Array, Array]:
   """(count [], color [o], shape [o], motion [o])."""
   number, first, second = jax.random.split(key, 3)
-  two = objects[1] / (objects[0] + objects[1])
+  two = jnp.asarray(objects[1] / (objects[0] + objects[1]), jnp.float32)
   count = 1 + jax.random.bernoulli(number, two).astype(jnp.int32)
   allowed = jnp.asarray(_triples(split))
   one = _choose(first, allowed)
@@ -166,24 +168,28 @@ def _choose(key: Array, allowed: Array) -> tuple[Array, ...]:
   return tuple(i.astype(jnp.int32) for i in index)
 
 
+def _sample_look(key: Array, count: Array) -> tuple[Array, Array]:
+  """(size [o], decoration [o])."""
+  size, decoration, plain = jax.random.split(key, 3)
+  # Two large objects would hide one another.
+  sizes = jnp.where(count == 2, len(SIZES) - 1, len(SIZES))
+  size = jax.random.randint(size, (OBJECTS,), 0, sizes)
+  kinds = len(shapes.DECORATIONS)
+  decoration = jax.random.randint(decoration, (OBJECTS,), 0, kinds)
+  plain = jax.random.bernoulli(plain, 0.4, (OBJECTS,))
+  return size, jnp.where(plain, 0, decoration)
+
+
 def _sample_interval(key: Array, chance: float) -> tuple[Array, Array]:
   """(presence [o], interval [o 2])."""
   part, kind, start, end = jax.random.split(key, 4)
+  chance = jnp.asarray(chance, jnp.float32)
   part = jax.random.bernoulli(part, chance, (OBJECTS,))
   kind = jax.random.randint(kind, (OBJECTS,), 1, len(PRESENCES))
   kind = jnp.where(part, kind, 0)
-  early, late = (
-    jax.random.uniform(start, (OBJECTS,)),
-    jax.random.uniform(end, (OBJECTS,)),
-  )
-  begin = jnp.stack(
-    [0 * early, 0.3 + 0.3 * early, 0 * early, 0.2 + 0.15 * early]
-  )
-  stop = jnp.stack(
-    [0 * late + 1, 0 * late + 1, 0.4 + 0.3 * late, 0.65 + 0.15 * late]
-  )
-  pick = lambda table: jnp.take_along_axis(table, kind[None], 0)[0]
-  return kind, jnp.stack([pick(begin), pick(stop)], -1)
+  low, high = jnp.moveaxis(jnp.asarray(_SPANS, jnp.float32)[kind], -1, 0)
+  draw = [jax.random.uniform(k, (OBJECTS,)) for k in (start, end)]
+  return kind, low + (high - low) * jnp.stack(draw, -1)
 
 
 def _place(
@@ -192,15 +198,11 @@ def _place(
   """Centres [o 2] that keep objects in the frame and mostly apart."""
   spot, swap, tie = jax.random.split(key, 3)
   last = textures.CANVAS - 1
-  growing = (motion == MOTIONS.index('growing')) | (
-    motion == MOTIONS.index('shrinking')
-  )
+  growing = _is_any(motion, MOTIONS, 'growing', 'shrinking')
   radius = jnp.asarray(RADII)[size] * jnp.where(growing, motions.LARGEST, 1.0)
   reach = jnp.asarray(motions.REACH, jnp.float32)[motion] + radius[:, None]
   # What stands on top needs room above.
-  tall = (decoration == DECORATIONS.index('with a hat')) | (
-    decoration == DECORATIONS.index('with a halo')
-  )
+  tall = _is_any(decoration, DECORATIONS, 'with a hat', 'with a halo')
   above = jnp.stack([0.45 * radius * tall, 0 * radius], -1)
   low, high = reach + above + 0.5, last - reach - 0.5
   # Two objects share the canvas along the axis on which they take less room.
@@ -217,3 +219,8 @@ def _place(
   # Rather overlap than leave the frame by more than a third.
   inside = reach - 0.4 * radius[:, None]
   return jnp.clip(center, inside, last - inside)
+
+
+def _is_any(index: Array, words: tuple[str, ...], *any_of: str) -> Array:
+  """Whether an index into words is that of any of some of them."""
+  return jnp.isin(index, jnp.asarray([words.index(word) for word in any_of]))

@@ -3,6 +3,7 @@
 Positions are in pixels of the 64-pixel canvas, whatever the resolution drawn.
 """
 
+import functools
 import math
 
 import jax
@@ -57,7 +58,11 @@ def second_tone(base: Array) -> Array:
 
 
 def background(
-  color: Array, pattern: Array, period: Array, shift: Array, size: int
+  color: Array,
+  pattern: Array,
+  period: Array,
+  shift: Array,
+  size: int,
 ) -> Array:
   """A still background in two tones of one colour.
 
@@ -106,7 +111,8 @@ def _spots(y: Array, x: Array, period: Array) -> Array:
   return jnp.sqrt(x**2 + y**2) - 0.27 * period
 
 
-def texture(key: Array, frames: int, size: int = 64) -> Array:
+@functools.partial(jax.jit, static_argnames=('frames', 'size'))
+def texture(key: Array, frames: int, size: int = CANVAS) -> Array:
   """A moving picture of anything but the world, for the autoencoder.
 
   Dead leaves (Lee, Mumford and Huang 2001: overlapping shapes of scale-free
@@ -183,7 +189,7 @@ def _noise(key: Array, y: Array, x: Array, waves: int = 48) -> Array:
 
 
 def _leaves(key: Array, y: Array, x: Array, pixel: Array) -> Array:
-  """Dead leaves [f h w 3]: 48 discs, boxes and half planes, large ones first."""
+  """Dead leaves [f h w 3]: 48 discs, boxes, half planes, large ones first."""
   count = 48
   keys = jax.random.split(key, 7)
   radius = 3.0 * (60.0 / 3.0) ** jax.random.uniform(keys[0], (count,))

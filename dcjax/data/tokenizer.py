@@ -8,8 +8,9 @@ import re
 import struct
 from typing import Any
 
-from dcjax.errors import DcjaxError
 import numpy as np
+
+from dcjax.errors import DcjaxError
 
 EXTRA_IDS = 8  # sentinels of a word tokenizer: learned vectors in one prompt
 _FILES = ('tokenizer.json', 'spiece.model')

@@ -17,9 +17,10 @@ import pathlib
 import tempfile
 from typing import Any
 
+import numpy as np
+
 from dcjax.data import decode
 from dcjax.errors import DcjaxError
-import numpy as np
 
 _log = logging.getLogger(__name__)
 

@@ -11,43 +11,40 @@ personalisation (`concept`). 64x64 pixels, 8 frames a second.
   text = world.caption(scene)
 """
 
-from dcjax.data.captions import ALL
-from dcjax.data.captions import caption
-from dcjax.data.captions import caption_ids
-from dcjax.data.captions import LONGEST
-from dcjax.data.captions import Said
-from dcjax.data.captions import sample_said
-from dcjax.data.captions import STATIC
-from dcjax.data.captions import VOCABULARY
-from dcjax.data.concepts import Concept
-from dcjax.data.concepts import concept
-from dcjax.data.render import Clip
-from dcjax.data.render import FPS
-from dcjax.data.render import FRAMES
-from dcjax.data.render import render
-from dcjax.data.render import SIZE
-from dcjax.data.scene import BACKGROUNDS
-from dcjax.data.scene import COLORS
-from dcjax.data.scene import DECORATIONS
-from dcjax.data.scene import is_held_out
-from dcjax.data.scene import MOTIONS
-from dcjax.data.scene import PATTERNS
-from dcjax.data.scene import PRESENCES
-from dcjax.data.scene import RADII
-from dcjax.data.scene import sample_scene
-from dcjax.data.scene import Scene
-from dcjax.data.scene import SHAPES
-from dcjax.data.scene import SIZES
-from dcjax.data.scene import TRAIN_MOTIONS
-from dcjax.data.scene import TRAIN_SHAPES
+from dcjax.data.captions import (
+  ALL,
+  LONGEST,
+  STATIC,
+  VOCABULARY,
+  Said,
+  caption,
+  caption_ids,
+  sample_said,
+)
+from dcjax.data.concepts import Concept, concept
+from dcjax.data.render import FPS, FRAMES, SIZE, Clip, render
+from dcjax.data.scene import (
+  BACKGROUNDS,
+  COLORS,
+  DECORATIONS,
+  MOTIONS,
+  PATTERNS,
+  PRESENCES,
+  RADII,
+  SHAPES,
+  SIZES,
+  TRAIN_MOTIONS,
+  TRAIN_SHAPES,
+  Scene,
+  is_held_out,
+  sample_scene,
+)
 from dcjax.data.textures import texture
 
 __all__ = [
   'ALL',
   'BACKGROUNDS',
   'COLORS',
-  'Clip',
-  'Concept',
   'DECORATIONS',
   'FPS',
   'FRAMES',
@@ -60,11 +57,13 @@ __all__ = [
   'SIZE',
   'SIZES',
   'STATIC',
-  'Said',
-  'Scene',
   'TRAIN_MOTIONS',
   'TRAIN_SHAPES',
   'VOCABULARY',
+  'Clip',
+  'Concept',
+  'Said',
+  'Scene',
   'caption',
   'caption_ids',
   'concept',

@@ -12,12 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.data import motions
-from dcjax.data import shapes
-from dcjax.data import textures
+from dcjax.data import motions, shapes, textures
 from dcjax.data.render import FPS
-from dcjax.data.scene import BACKGROUNDS
-from dcjax.data.scene import COLORS
+from dcjax.data.scene import BACKGROUNDS, COLORS
 
 CROP = 32  # side of a silhouette
 EXTENT = 2.3  # half of the crop's side, in root mean square radii
@@ -137,7 +134,9 @@ def _bilinear(images: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
   dy, dx = y - top, x - left
   f = np.arange(len(images))[:, None, None]
   upper = images[f, top, left] * (1 - dx) + images[f, top, left + 1] * dx
-  lower = images[f, top + 1, left] * (1 - dx) + images[f, top + 1, left + 1] * dx
+  lower = (
+    images[f, top + 1, left] * (1 - dx) + images[f, top + 1, left + 1] * dx
+  )
   return upper * (1 - dy) + lower * dy
 
 

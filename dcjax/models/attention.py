@@ -54,7 +54,10 @@ def _attend(q, k, v, mask, window, offset):
   q, k, v = (rearrange(x, 'b n k e -> b k n e') for x in (q, k, v))
   scale = q.shape[-1] ** -0.5
   scores = jnp.einsum(
-    'b k n e, b k l e -> b k n l', q * scale, k, preferred_element_type=jnp.float32
+    'b k n e, b k l e -> b k n l',
+    q * scale,
+    k,
+    preferred_element_type=jnp.float32,
   )
   visible = _visible(q.shape[2], k.shape[2], mask, window, offset)
   if visible is not None:
@@ -68,7 +71,9 @@ def _visible(n, l, mask, window, offset):
   """[b|1 1 n|1 l] bool, or None if every key is visible."""
   visible = None if mask is None else mask[:, None, None, :]
   if window is not None:
-    near = jnp.abs(offset + jnp.arange(n)[:, None] - jnp.arange(l)[None]) <= window
+    near = (
+      jnp.abs(offset + jnp.arange(n)[:, None] - jnp.arange(l)[None]) <= window
+    )
     near = near[None, None]
     visible = near if visible is None else visible & near
   return visible

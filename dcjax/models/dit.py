@@ -5,12 +5,14 @@
   (3)  x = x + g2 CrossAttn( norm(x), text )
   (4)  x = x + g3 MLP( LN(x) (1 + s3) + b3 )
 
-The presets differ in where (s, b, g) come from and in whether g2 exists: Wan 2.1
-adds a learned table of 6 vectors a block to one global projection of temb; the
-DiT of Set-and-Sequence (Table 4) has a projection of 7 vectors in every block.
+The presets differ in where (s, b, g) come from and in whether g2 exists: Wan
+2.1 adds a learned table of 6 vectors a block to one global projection of temb;
+the DiT of Set-and-Sequence (Table 4) has a projection of 7 vectors in every
+block.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from einops import rearrange
@@ -192,7 +194,7 @@ class Modulation(nn.Module):
 
   @nn.compact
   def __call__(self, temb: jax.Array, projected: jax.Array | None) -> dict:
-    """temb [b d]; projected [b 6 d] of the global projection, if there is one."""
+    """temb [b d]; projected [b 6 d] of the global projection, if any."""
     c = self.config
     if c.modulation == 'table':
       table = self.param(
@@ -206,10 +208,9 @@ class Modulation(nn.Module):
         dtype=jnp.float32,
         name='dense',
       )
-      vectors = rearrange(
-        dense(nn.silu(temb)), 'b (m d) -> b m d', m=c.vectors
-      )
-    return dict(zip(_MODULATION_NAMES[vectors.shape[1]], jnp.moveaxis(vectors, 1, 0)))
+      vectors = rearrange(dense(nn.silu(temb)), 'b (m d) -> b m d', m=c.vectors)
+    names = _MODULATION_NAMES[vectors.shape[1]]
+    return dict(zip(names, jnp.moveaxis(vectors, 1, 0), strict=True))
 
 
 _MODULATION_NAMES = {
@@ -330,7 +331,18 @@ class DiT(nn.Module):
       ph=ph,
       pw=pw,
     )
-    return Linear(c.width, dtype=self.dtype, name='patch')(x)
+    return Linear(
+      c.width,
+      dtype=self.dtype,
+      kernel_init=self._patch_init,
+      name='patch',
+    )(x)
+
+  def _patch_init(self, key, shape, dtype=jnp.float32):
+    """Xavier for the latents; zeros for the estimate of x0 after them."""
+    read = self.config.channels * math.prod(self.config.patch)
+    kernel = nn.initializers.xavier_uniform()(key, (read, shape[1]), dtype)
+    return jnp.pad(kernel, ((0, shape[0] - read), (0, 0)))
 
   def _time(self, t):
     """temb [b d] and, for a table model, its global projection [b 6 d]."""
@@ -352,10 +364,12 @@ class DiT(nn.Module):
     if not c.text_mlp:
       return text
     init = nn.initializers.normal(0.02)
-    text = Linear(c.width, dtype=self.dtype, kernel_init=init, name='text_in')(text)
-    return Linear(
-      c.width, dtype=self.dtype, kernel_init=init, name='text_out'
-    )(nn.gelu(text))
+    text = Linear(c.width, dtype=self.dtype, kernel_init=init, name='text_in')(
+      text
+    )
+    return Linear(c.width, dtype=self.dtype, kernel_init=init, name='text_out')(
+      nn.gelu(text)
+    )
 
   def _blocks(self):
     """All blocks as one scanned module: leaves carry a leading layer axis."""
@@ -407,4 +421,3 @@ class DiT(nn.Module):
       ph=ph,
       pw=pw,
     )
-

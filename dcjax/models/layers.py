@@ -14,9 +14,9 @@ from dcjax.models.attention import attend
 class Linear(nn.Module):
   """y = x W + b over the last axis: the only layer that LoRA extends.
 
-  Leading axes are folded into one: XLA:CPU multiplies two plain matrices several
-  times faster than it contracts a batched one. Parameters keep the dtype in which
-  they were loaded; the product is computed in `dtype`.
+  Leading axes are folded into one: XLA:CPU multiplies two plain matrices
+  several times faster than it contracts a batched one. Parameters keep the
+  dtype in which they were loaded; the product is computed in `dtype`.
   """
 
   features: int
@@ -128,7 +128,9 @@ class Attention(nn.Module):
   def _norm(self, x, name):
     """Normalises and splits into heads, in the order that `qk_norm` asks."""
     norm = RMSNorm(self.eps, name=name)
-    return self._heads(norm(x)) if self.qk_norm == 'full' else norm(self._heads(x))
+    return (
+      self._heads(norm(x)) if self.qk_norm == 'full' else norm(self._heads(x))
+    )
 
 
 class MLP(nn.Module):

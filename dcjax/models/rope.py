@@ -1,8 +1,9 @@
 """Rotary position embedding as data: a table of (cos, sin) a token.
 
-The transformer never computes a position. It takes a table, one row a token, and
-rotates queries and keys with it. Plain 3-D RoPE, another axis split, or a table
-whose rows are weighted sums of rotations are different tables for one model.
+The transformer never computes a position. It takes a table, one row a token,
+and rotates queries and keys with it. Plain 3-D RoPE, another axis split, or a
+table whose rows are weighted sums of rotations are different tables for one
+model.
 
 For a channel pair j with frequency theta_j and a token at position p,
 
@@ -28,7 +29,7 @@ class Table(NamedTuple):
 
 
 def wan_split(head_dim: int) -> tuple[int, int, int]:
-  """Channels of a head for (f, h, w) as Wan 2.1 splits them: 128 -> 44 42 42."""
+  """Channels of a head for (f, h, w) as Wan 2.1 has them: 128 -> 44 42 42."""
   side = 2 * (head_dim // 6)
   return head_dim - 2 * side, side, side
 
@@ -72,7 +73,9 @@ def table(
 
 def rotate(x: jax.Array, rope: Table) -> jax.Array:
   """Rotates the channel pairs of x [b n k e], Eq. (1, 2), in float32."""
-  pairs = rearrange(x.astype(jnp.float32), 'b n k (e two) -> b n k e two', two=2)
+  pairs = rearrange(
+    x.astype(jnp.float32), 'b n k (e two) -> b n k e two', two=2
+  )
   even, odd = pairs[..., 0], pairs[..., 1]
   # One row serves all heads, and all samples if the table has no batch axis.
   cos, sin = (

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from dcjax.errors import DcjaxError
 from einops import rearrange
 from flax import linen as nn
 import jax
@@ -27,6 +26,8 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
+
+from dcjax.errors import DcjaxError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,8 +133,8 @@ class VAEConfig:
     for key in sorted(scales & set(raw)):
       if raw[key] != getattr(config, key):
         raise DcjaxError(
-          f'{key} is {raw[key]!r} in the autoencoder config, but its levels give '
-          f'{getattr(config, key)}'
+          f'{key} is {raw[key]!r} in the autoencoder config, but its levels '
+          f'give {getattr(config, key)}'
         )
     return config
 
@@ -207,7 +207,8 @@ def _check(config: VAEConfig) -> None:
     )
   if any(width % 2 for width in config.decoder_widths[:-1]):
     raise DcjaxError(
-      f'the decoder widths {config.decoder_widths} must be even but for the last'
+      f'the decoder widths are {config.decoder_widths}; all but the last must '
+      'be even'
     )
   for name in ('latents_mean', 'latents_std'):
     if len(getattr(config, name)) != config.z_dim:

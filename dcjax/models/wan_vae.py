@@ -16,17 +16,19 @@ So an image is the first latent frame of any clip that begins with it.
 
 from typing import Any
 
-from dcjax.errors import DcjaxError
-from dcjax.models.convolution import add_bias
-from dcjax.models.convolution import causal_conv
-from dcjax.models.convolution import CausalConv
-from dcjax.models.convolution import FrameConv
-from dcjax.models.vae_config import VAEConfig
-from einops import rearrange
-from einops import repeat
+from einops import rearrange, repeat
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from dcjax.errors import DcjaxError
+from dcjax.models.convolution import (
+  CausalConv,
+  FrameConv,
+  add_bias,
+  causal_conv,
+)
+from dcjax.models.vae_config import VAEConfig
 
 Array = jax.Array
 
@@ -331,6 +333,6 @@ def _check_pixels(shape: tuple[int, ...], config: VAEConfig) -> None:
     or shape[3] % space
   ):
     raise DcjaxError(
-      f'a video of shape {tuple(shape)} does not fit this autoencoder; expected '
-      f'[b f h w 3] with f = 1 + {time}k, and h and w multiples of {space}'
+      f'a video of shape {tuple(shape)} does not fit this autoencoder; '
+      f'expected [b f h w 3], f = 1 + {time}k, h and w multiples of {space}'
     )

@@ -1,12 +1,14 @@
 """A base model: one diffusers-layout folder, read and written strictly.
 
+What lies in the folder:
+
     model_index.json
     transformer/   config.json + safetensors      the video DiT
     vae/           config.json + safetensors      the causal autoencoder
     text_encoder/  config.json + safetensors      UMT5
     tokenizer/     tokenizer.json ...
     scheduler/     scheduler_config.json
-    dcjax.json     default size and length of a video; absent in Wan's own folders
+    dcjax.json     default size and length of a video; Wan's own have none
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from dcjax import tree
 from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
@@ -26,9 +32,6 @@ from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
 from dcjax.weights import names
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 ASSETS = Path(__file__).parents[1] / 'assets'
 PARTS = ('transformer', 'vae', 'text_encoder')
@@ -93,19 +96,24 @@ class Base:
       digest.update(np.asarray(leaf, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
-  def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+  def latent_shape(
+    self, frames: int, height: int, width: int
+  ) -> tuple[int, ...]:
     """[f h w c] of a video's latents; DcjaxError if the size cannot be made."""
     time, space = self.vae.scale_factor_temporal, self.vae.scale_factor_spatial
     rows, columns = space * self.dit.patch[1], space * self.dit.patch[2]
-    if frames < 1 or frames % time != 1 % time or height % rows or width % columns:
+    if (
+      frames < 1
+      or frames % time != 1 % time
+      or height % rows
+      or width % columns
+    ):
       raise DcjaxError(
-        f'{self.name} cannot make {frames} frames of {height}x{width}; it takes '
-        f'1 + {time}k frames, heights in multiples of {rows} and widths in '
-        f'multiples of {columns}'
+        f'{self.name} cannot make {frames} frames of {height}x{width}; it '
+        f'takes 1 + {time}k frames, heights in multiples of {rows} and '
+        f'widths in multiples of {columns}'
       )
     return self.vae.latent_shape(frames, height, width)
-
-
 
 
 def expected_params(
@@ -124,9 +132,7 @@ def expected_params(
     'transformer': jax.eval_shape(
       DiT(dit).init, key, latents, shape(1), shape(1, 2, dit.text_width)
     ),
-    'vae': jax.eval_shape(
-      WanVAE(vae).init, key, shape(1, 1, space, space, 3)
-    ),
+    'vae': jax.eval_shape(WanVAE(vae).init, key, shape(1, 1, space, space, 3)),
     'text_encoder': jax.eval_shape(UMT5Encoder(text).init, key, ids, mask),
   }
   return {part: variables['params'] for part, variables in trees.items()}
@@ -136,6 +142,10 @@ def init_params(
   dit: DiTConfig, vae: VAEConfig, text: TextConfig, key: jax.Array
 ) -> dict[str, Any]:
   """Fresh parameters of the same tree, for training from scratch."""
+  return jax.jit(_init_params, static_argnums=(0, 1, 2))(dit, vae, text, key)
+
+
+def _init_params(dit, vae, text, key):
   keys = jax.random.split(key, 3)
   space = vae.scale_factor_spatial
   x = jnp.zeros((1, *dit.patch, dit.channels))
@@ -154,18 +164,18 @@ def load_base(name: str | os.PathLike = 'world') -> Base:
   """Loads a base model.
 
   Args:
-    name: 'world', the base embedded in this package; or a diffusers-layout folder
-      of Wan 2.1 form.
+    name: 'world', the base embedded in this package; or a diffusers-layout
+      folder of Wan 2.1 form.
 
   Raises:
-    DcjaxError: if a file is missing, a tensor is missing, extra or misshapen, or
-      weights are pickled.
+    DcjaxError: if a file is missing, a tensor is missing, extra or misshapen,
+      or weights are pickled.
   """
   folder = ASSETS / name if name == 'world' else Path(name)
   if not folder.is_dir():
     raise DcjaxError(
-      f'no base model at {folder}; give "world" or a folder in diffusers layout '
-      f'with {", ".join(PARTS)}, tokenizer and scheduler'
+      f'no base model at {folder}; give "world" or a folder in diffusers '
+      f'layout with {", ".join(PARTS)}, tokenizer and scheduler'
     )
   dit = DiTConfig.from_json(_config(folder, 'transformer'))
   vae = VAEConfig.from_json(_config(folder, 'vae'))
@@ -242,7 +252,9 @@ def tables(
   }
 
 
-def _config(folder: Path, part: str, file: str = 'config.json') -> dict[str, Any]:
+def _config(
+  folder: Path, part: str, file: str = 'config.json'
+) -> dict[str, Any]:
   path = folder / part / file
   if not path.is_file():
     raise DcjaxError(f'{path} is missing; {folder} is not a diffusers folder')
@@ -270,9 +282,13 @@ def _weight_files(folder: Path) -> list[Path]:
     if len(files) == 1:
       return files
     pickles = [p.name for p in folder.glob('*') if p.suffix in PICKLES]
-    found = f'found {", ".join(pickles or [p.name for p in files]) or "nothing"}'
+    found = (
+      f'found {", ".join(pickles or [p.name for p in files]) or "nothing"}'
+    )
     hint = '; pickled weights are refused' if pickles else ''
-    raise DcjaxError(f'{folder} needs one .safetensors file or an index, {found}{hint}')
+    raise DcjaxError(
+      f'{folder} needs one .safetensors file or an index, {found}{hint}'
+    )
   weight_map = json.loads(indices[0].read_text())['weight_map']
   shards = sorted(set(weight_map.values()))
   outside = [s for s in shards if Path(s).name != s]
@@ -280,7 +296,11 @@ def _weight_files(folder: Path) -> list[Path]:
   if outside or missing:
     raise DcjaxError(
       f'{indices[0]} names shards that '
-      + (f'lie outside the folder: {outside[0]}' if outside else f'are missing: {", ".join(missing)}')
+      + (
+        f'lie outside the folder: {outside[0]}'
+        if outside
+        else f'are missing: {", ".join(missing)}'
+      )
     )
   return [folder / s for s in shards]
 
@@ -292,11 +312,13 @@ def _read_file(path: Path) -> Mapping[str, np.ndarray]:
   try:
     return load_file(path)
   except SafetensorError as error:
-    raise DcjaxError(f'{path} is not a whole safetensors file: {error}') from error
+    raise DcjaxError(
+      f'{path} is not a whole safetensors file: {error}'
+    ) from error
 
 
 def _working_dtype(x: np.ndarray) -> np.ndarray:
-  """float32 on a CPU, where bfloat16 is slower and less exact; else as stored."""
+  """Float32 on a CPU, where bfloat16 is slow and less exact; else as stored."""
   return x.astype(np.float32) if jax.default_backend() == 'cpu' else x
 
 

@@ -1,18 +1,19 @@
 """Tables between our parameter names and those of published checkpoints.
 
 Every model has one table: our leaf name -> `Entry`, which says under which
-name(s) the checkpoint holds that leaf and how the axes differ. A leaf of scanned
-layers has one checkpoint name a layer, in order. The same table reads and
-writes, so both directions agree by construction.
+name(s) the checkpoint holds that leaf and how the axes differ. A leaf of
+scanned layers has one checkpoint name a layer, in order. The same table reads
+and writes, so both directions agree by construction.
 """
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from dcjax import tree
 from dcjax.errors import DcjaxError
-import numpy as np
 
 # Axes of ours in the order of the checkpoint's: checkpoint = ours.transpose(p).
 LAYOUTS = {
@@ -63,7 +64,9 @@ def read_tensors(
   """
   wanted = {key for entry in table.values() for key in entry.keys}
   problems = [f'- {key} (missing)' for key in sorted(wanted - set(tensors))]
-  problems += [f'+ {key} (not expected)' for key in sorted(set(tensors) - wanted)]
+  problems += [
+    f'+ {key} (not expected)' for key in sorted(set(tensors) - wanted)
+  ]
   shapes = {name: x.shape for name, x in tree.flatten(expected).items()}
   flat = {}
   for name, entry in table.items():
@@ -203,7 +206,7 @@ def _linear(ours: str, theirs: list[str], *, stacked: bool = False) -> Table:
 
 
 def text_table(config) -> Table:
-  """UMT5Encoder (`models.text.TextConfig`) <-> transformers' UMT5EncoderModel."""
+  """UMT5Encoder (`models.text`) <-> transformers' UMT5EncoderModel."""
   block = 'encoder.block.{}.layer.'
   attn, mlp = block + '0.SelfAttention.', block + '1.DenseReluDense.'
   linear = {f'attn/{x}/kernel': f'{attn}{x}.weight' for x in 'qkvo'} | {

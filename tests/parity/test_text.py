@@ -2,13 +2,14 @@
 
 import json
 
-from dcjax.data import tokenizer as tokenizer_lib
-from dcjax.models.text import position_buckets, TextConfig, UMT5Encoder
-from dcjax.weights import names
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from dcjax.data import tokenizer as tokenizer_lib
+from dcjax.models.text import TextConfig, UMT5Encoder, position_buckets
+from dcjax.weights import names
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')

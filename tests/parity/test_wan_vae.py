@@ -2,47 +2,48 @@
 
 import json
 
-from dcjax import tree
-from dcjax.models.vae_config import VAEConfig
-from dcjax.models.wan_vae import WanVAE
-from dcjax.weights import names
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
+from dcjax import tree
+from dcjax.models.vae_config import VAEConfig
+from dcjax.models.wan_vae import WanVAE
+from dcjax.weights import names
+
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
 # Three levels, time halved twice: the shape of the embedded base.
-SMALL = dict(
-  base_dim=8,
-  z_dim=6,
-  dim_mult=[1, 2, 4],
-  num_res_blocks=1,
-  temperal_downsample=[True, True],
-  scale_factor_spatial=4,
-)
+SMALL = {
+  'base_dim': 8,
+  'z_dim': 6,
+  'dim_mult': [1, 2, 4],
+  'num_res_blocks': 1,
+  'temperal_downsample': [True, True],
+  'scale_factor_spatial': 4,
+}
 # Wan2.1's own levels, with a wider decoder.
-WAN = dict(
-  base_dim=4,
-  decoder_base_dim=6,
-  z_dim=4,
-  dim_mult=[1, 2, 4, 4],
-  num_res_blocks=2,
-  temperal_downsample=[False, True, True],
-)
+WAN = {
+  'base_dim': 4,
+  'decoder_base_dim': 6,
+  'z_dim': 4,
+  'dim_mult': [1, 2, 4, 4],
+  'num_res_blocks': 2,
+  'temperal_downsample': [False, True, True],
+}
 # Equal widths, time halved once, and first.
-FLAT = dict(
-  base_dim=12,
-  z_dim=5,
-  dim_mult=[1, 1, 2],
-  num_res_blocks=1,
-  temperal_downsample=[True, False],
-  scale_factor_spatial=4,
-  scale_factor_temporal=2,
-)
+FLAT = {
+  'base_dim': 12,
+  'z_dim': 5,
+  'dim_mult': [1, 1, 2],
+  'num_res_blocks': 1,
+  'temperal_downsample': [True, False],
+  'scale_factor_spatial': 4,
+  'scale_factor_temporal': 2,
+}
 CASES = [
   (SMALL, (2, 1, 16, 24)),
   (SMALL, (2, 17, 16, 20)),
@@ -54,10 +55,10 @@ CASES = [
 def _peer(raw, seed=0):
   """diffusers' model; norms and biases are made random too."""
   torch.manual_seed(seed)
-  stats = dict(
-    latents_mean=list(np.linspace(-1, 1, raw['z_dim'])),
-    latents_std=list(np.linspace(0.5, 2, raw['z_dim'])),
-  )
+  stats = {
+    'latents_mean': np.linspace(-1, 1, raw['z_dim']).tolist(),
+    'latents_std': np.linspace(0.5, 2, raw['z_dim']).tolist(),
+  }
   peer = diffusers.AutoencoderKLWan(**raw, **stats).eval()
   with torch.no_grad():
     for x in peer.parameters():
@@ -67,7 +68,7 @@ def _peer(raw, seed=0):
 
 
 def _ours(peer):
-  """Our model, the parameters read through the table, and the peer's tensors."""
+  """Our model, its parameters read from the peer, and the peer's tensors."""
   config = VAEConfig.from_json(dict(peer.config))
   model, table = WanVAE(config), names.vae_table(config)
   tensors = {key: _array(x) for key, x in peer.state_dict().items()}

@@ -6,6 +6,8 @@ from typing import Any
 
 from dcjax import flow
 from dcjax import lora
+from dcjax.concept import Concept
+from dcjax.concept import join
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
@@ -29,7 +31,7 @@ def sample(
   base: Base,
   prompt: str | Sequence[str],
   *,
-  concepts: Sequence[Any] = (),
+  concepts: Sequence[Concept] = (),
   negative: str = '',
   seed: int = 0,
   noise: np.ndarray | None = None,
@@ -47,11 +49,12 @@ def sample(
   Args:
     base: the model.
     prompt: may hold the learned words of the concepts, such as `[v]` and `[u]`.
-    concepts: `Concept`s whose LoRA and learned words are put in.
+    concepts: put in together; the words of several are numbered in order:
+      [v1] [u1] [v2] [u2] ...
     negative: prompt of the unguided pass.
     seed: of the noise; several prompts get several noises from it.
-    noise: [f h w c] latents (or [n f h w c]) instead of drawn ones; it then gives
-      the size of the video.
+    noise: [f h w c] latents (or [n f h w c]) instead of drawn ones; it then
+      gives the size of the video.
     frames: 1 + a multiple of the base's temporal factor; default the base's.
     height: pixels; default the base's.
     width: pixels; default the base's.
@@ -74,8 +77,8 @@ def sample(
     noise = draw_noise(base, len(many), seed, *size)
   noise = jnp.asarray(noise, jnp.float32).reshape(len(many), *noise.shape[-4:])
   transformer, tokens = base.params['transformer'], {}
-  for concept in concepts:
-    transformer, tokens = concept.put_into(base, transformer, tokens)
+  if concepts:
+    transformer, tokens = join(concepts).put_into(base, transformer)
   text, mask = encode_prompts(base, many, tokens)
   null, null_mask = encode_prompts(base, [negative] * len(many), {})
   latents = generate(

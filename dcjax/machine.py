@@ -1,0 +1,69 @@
+"""What ran, and where: written beside every result."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+PACKAGES = ('dcjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def describe() -> dict[str, Any]:
+  """Versions, device and commit."""
+  device = jax.devices()[0]
+  return {
+    'python': platform.python_version(),
+    'packages': {name: _version(name) for name in PACKAGES},
+    'commit': _commit(),
+    'device': f'{device.platform} {device.device_kind}',
+    'devices': jax.device_count(),
+    'cores': os.cpu_count(),
+    'system': f'{platform.system()} {platform.machine()}',
+  }
+
+
+def write_config(workdir: Path, config: Any, **extra: Any) -> None:
+  """Writes `workdir/config.json`: resolved config, what ran it, and `extra`."""
+  record = {
+    'config': json.loads(config.to_json_best_effort()),
+    'machine': describe(),
+    **extra,
+  }
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / 'config.json').write_text(json.dumps(record, indent=2) + '\n')
+
+
+def peak_memory() -> float:
+  """Largest resident memory of this process so far, in GB (1e9 bytes)."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  # Linux counts in KiB, macOS in bytes.
+  return round(peak * (1 if sys.platform == 'darwin' else 1024) / 1e9, 2)
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _commit() -> str | None:
+  """Commit of the checkout that this file lies in, if it lies in one."""
+  try:
+    done = subprocess.run(
+      ['git', 'rev-parse', '--short', 'HEAD'],
+      cwd=Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()

@@ -1,0 +1,376 @@
+"""One video in, a concept out: Set-and-Sequence and every baseline of its form.
+
+    video -> latents (cached) -> stages -> concept.safetensors -> report.html
+
+A method is a list of stages in the config. This module fetches what the stages
+need and keeps what they make.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+from dcjax import lora
+from dcjax import machine
+from dcjax import material as material_lib
+from dcjax import objective as objective_lib
+from dcjax import recipes
+from dcjax import report
+from dcjax import sampling
+from dcjax import stage as stage_lib
+from dcjax import tracking
+from dcjax import train
+from dcjax.concept import Concept
+from dcjax.data import cache
+from dcjax.data import pipeline
+from dcjax.data import prompts as prompts_lib
+from dcjax.data import video as video_lib
+from dcjax.errors import DcjaxError
+from dcjax.material import Material, Prior
+from dcjax.models.dit import DiT
+from dcjax.stage import Stage
+from dcjax.weights.base import ASSETS, Base, load_base
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+# The sample clip of the embedded base: a video and its two prompts.
+SAMPLE = ASSETS / 'world' / 'sample.mp4'
+# Prompts for another video on the embedded base, in words that it knows.
+PLAIN_PROMPTS = {
+  'appearance': 'a [v] thing.',
+  'motion': 'the thing is [u] moving.',
+}
+
+
+def personalize(
+  base: Base | str,
+  video: str | os.PathLike,
+  *,
+  appearance: str,
+  motion: str,
+  workdir: str | os.PathLike,
+  **options: Any,
+) -> Concept:
+  """Teaches a base the look and the motion of one video.
+
+  The same as `python -m dcjax.main --config=configs/set_seq.py`, with the same
+  defaults.
+
+  Args:
+    base: a loaded base, or its name.
+    video: path of the clip.
+    appearance: prompt of stage *set*, with one `[v]`: who, and where.
+    motion: prompt of the action, with one `[u]`.
+    workdir: folder of the run; giving it again resumes the run.
+    **options: other keys of the config, with '__' for the dot: `seed=1`,
+      `sequence__steps=400`.
+
+  Raises:
+    DcjaxError: for a prompt, video or option that cannot be used.
+  """
+  base = base if isinstance(base, Base) else load_base(base)
+  config = recipes.personalize('world' if base.name == 'world' else 'paper')
+  values = {
+    'data.video': str(video),
+    'prompts.appearance': appearance,
+    'prompts.motion': motion,
+  } | {key.replace('__', '.'): value for key, value in options.items()}
+  try:
+    config.update_from_flattened_dict(values)
+  except (KeyError, TypeError) as error:
+    raise DcjaxError(f'not an option of this recipe: {error}') from error
+  return Personalization(base, config, workdir).run()
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """The `personalize` task of the command line."""
+  Personalization(load_base(config.base), config, workdir).run()
+
+
+class Personalization:
+  """One run in one folder.
+
+  Args:
+    base: the frozen model.
+    config: of `recipes.personalize`.
+    workdir: where everything is kept.
+  """
+
+  def __init__(
+    self, base: Base, config: ConfigDict, workdir: str | os.PathLike
+  ):
+    self.base, self.config, self.workdir = base, config, Path(workdir)
+    self.video, self.appearance, self.motion = _what_to_learn(base, config)
+    self.full = prompts_lib.join(self.appearance, self.motion)
+    self.stages = [
+      stage_lib.from_config(name, config[name].to_dict())
+      for name in config.stages
+    ]
+    self.timings: dict[str, Any] = {}
+
+  def run(self) -> Concept:
+    """All stages, the concept file and the report."""
+    began = time.monotonic()
+    machine.write_config(
+      self.workdir,
+      self.config,
+      base={'name': self.base.name, 'fingerprint': self.base.fingerprint},
+    )
+    material = material_lib.prepare(
+      self.base, self.video, self.config.data.fps or None, self._cache
+    )
+    prior = self._prior()
+    params, context = self._params(), self._context(prior)
+    for stage in self.stages:
+      dit = DiT(self.base.dit, sampling.working_dtype())
+      params, timing = train.fit(
+        stage,
+        objective_lib.personalize(dit, stage),
+        params,
+        self._batches(stage, material, prior),
+        self._loop(stage, material),
+        context=context,
+        held_out=_held_out(stage, material),
+        preview=lambda step, now, stage=stage: self._preview(stage, step, now),
+      )
+      self.timings[stage.name] = dataclasses.asdict(timing)
+    concept = Concept.from_params(params, self.base, self._meta())
+    concept.save(self.workdir / 'concept.safetensors')
+    self._report(concept, material, began)
+    return concept
+
+  # ---- what the stages need ------------------------------------------------
+
+  @property
+  def _cache(self) -> Path:
+    return self.workdir / 'cache'
+
+  def _prior(self) -> Prior | None:
+    c = self.config.prior
+    if not c.videos or not any(stage.prior for stage in self.stages):
+      return None
+    return material_lib.sample_prior(
+      self.base,
+      noun=c.noun,
+      videos=c.videos,
+      seed=self.config.seed,
+      folder=self._cache,
+      **self._sample_options(),
+    )
+
+  def _params(self) -> dict[str, Any]:
+    """The transformer with LoRA leaves, and the learned words at zero."""
+    c = self.config
+    transformer = lora.attach(
+      self.base.params['transformer'],
+      c.lora.targets,
+      c.lora.rank,
+      jax.random.fold_in(jax.random.key(c.seed), 1),
+      side=c.lora.side,
+    )
+    shape = (c.tokens.vectors, self.base.dit.text_width)
+    tokens = {name: jnp.zeros(shape) for name in ('v', 'u')}
+    return {'transformer': transformer, 'tokens': tokens}
+
+  def _context(self, prior: Prior | None) -> dict[str, jax.Array]:
+    """Features of all prompts: the concept's two, then two a prior video."""
+    texts = [self.appearance, self.full]
+    for static, dynamic in prior.prompts if prior else ():
+      texts += [static, prompts_lib.join(static, dynamic)]
+    encoded = prompts_lib.encode(
+      self.base.tokenizer,
+      texts,
+      self.base.format.text_length,
+      dict.fromkeys(('v', 'u'), self.config.tokens.vectors),
+    )
+    return {
+      'features': sampling.text_features(self.base, encoded.ids, encoded.mask),
+      'mask': jnp.asarray(encoded.mask),
+      'slots': jnp.asarray(encoded.slots),
+    }
+
+  def _batches(
+    self, stage: Stage, material: Material, prior: Prior | None
+  ) -> pipeline.Loader:
+    """Concept samples, and as many prior samples beside them if asked for."""
+    still, seed = stage.data == 'frames', self.config.seed
+    if still:
+      source = pipeline.frames(material.frames, prompt=np.int32(0))
+    else:
+      source = pipeline.clips(material.latents, prompt=np.int32(1))
+    concept = pipeline.loader(source, batch=stage.batch, seed=seed)
+    if prior is None or not stage.prior:
+      return concept
+    # Prompts 2, 4, ... are the static ones, 3, 5, ... the whole ones.
+    texts = [
+      {'prompt': np.int32(2 + 2 * i + (not still))}
+      for i in range(len(prior.prompts))
+    ]
+    samples = pipeline.prior(prior.frames if still else prior.latents, texts)
+    return pipeline.mix(
+      concept, pipeline.loader(samples, batch=stage.batch, seed=seed + 1)
+    )
+
+  def _loop(self, stage: Stage, material: Material) -> train.Loop:
+    c = self.config
+    plain = lambda part: json.loads(part.to_json_best_effort())
+    return train.Loop(
+      workdir=str(self.workdir),
+      seed=c.seed,
+      log_every=c.log_every,
+      save_every=c.save_every,
+      eval_every=c.eval_every,
+      preview_every=c.preview_every,
+      identity={
+        'stages': [repr(s) for s in self.stages[: self._place(stage) + 1]],
+        'base': self.base.fingerprint,
+        'clip': cache.content_hash(material.clip.frames)[:16],
+        'prompts': [self.appearance, self.motion],
+        'lora': plain(c.lora),
+        'tokens': plain(c.tokens),
+        'prior': plain(c.prior),
+        'seed': c.seed,
+      },
+    )
+
+  def _place(self, stage: Stage) -> int:
+    return [s.name for s in self.stages].index(stage.name)
+
+  # ---- what they leave -----------------------------------------------------
+
+  def _sample_options(self) -> dict[str, Any]:
+    s = self.config.sample
+    return {'steps': s.steps or None, 'guidance': s.guidance or None}
+
+  def _sample(self, concept: Concept, prompts: Sequence[str]) -> np.ndarray:
+    return material_lib.sample_many(
+      self.base,
+      prompts,
+      seed=self.config.sample.seed,
+      concepts=[concept],
+      **self._sample_options(),
+    )
+
+  def _preview(self, stage: Stage, step: int, params: Mapping[str, Any]) -> None:
+    concept = Concept.from_params(params, self.base, self._meta())
+    prompt = self.appearance if stage.data == 'frames' else self.full
+    self._keep(f'{stage.name}_{step:05}_preview', self._sample(concept, [prompt])[0])
+
+  def _keep(self, name: str, video: np.ndarray) -> None:
+    path = self.workdir / 'samples' / f'{name}.mp4'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Small videos are enlarged to be seen in any player.
+    scale = max(1, 256 // video.shape[1])
+    video_lib.write_video(path, video, self.base.format.fps, scale=scale)
+
+  def _meta(self) -> dict[str, Any]:
+    return {
+      'prompts': {'appearance': self.appearance, 'motion': self.motion},
+      'rank': self.config.lora.rank,
+      'stages': [repr(stage) for stage in self.stages],
+      'seed': self.config.seed,
+    }
+
+  def _report(self, concept: Concept, material: Material, began: float) -> None:
+    """Samples the reconstruction and the edits, and writes report.html."""
+    scenes = {'reconstruction': self.full} | _edits(self.config, self.appearance)
+    videos = self._sample(concept, list(scenes.values()))
+    fps = self.base.format.fps
+    panels = [
+      report.Panel('input', self.full, material.clip.frames, fps, 'input')
+    ]
+    for (label, prompt), video in zip(scenes.items(), videos, strict=True):
+      self._keep(f'final_{label.replace(" ", "_")}', video)
+      group = 'input' if label == 'reconstruction' else 'edits'
+      panels.append(report.Panel(label, prompt, video, fps, group))
+    panels += self._saved_previews()
+    self.timings |= {
+      'total seconds': round(time.monotonic() - began, 1),
+      'peak memory GB': machine.peak_memory(),
+    }
+    (self.workdir / 'timings.json').write_text(
+      json.dumps(self.timings, indent=2) + '\n'
+    )
+    path = report.write(
+      self.workdir / 'report.html',
+      title=self.full,
+      videos=panels,
+      metrics=tracking.read(self.workdir / 'metrics.jsonl'),
+      settings=json.loads((self.workdir / 'config.json').read_text()),
+      timings=self.timings,
+      notes=[
+        'Sample the concept with another prompt: python -m dcjax.main '
+        f'--config=configs/sample.py --config.concepts={self.workdir}/'
+        'concept.safetensors --config.prompt="..."'
+      ],
+    )
+    print(f'concept: {self.workdir / "concept.safetensors"}')
+    print(f'report:  {path}')
+
+  def _saved_previews(self) -> list[report.Panel]:
+    """The previews of all stages, also those of a run that was resumed."""
+    panels = []
+    for stage in self.stages:
+      folder = self.workdir / 'samples'
+      for path in sorted(folder.glob(f'{stage.name}_*_preview.mp4')):
+        step = int(path.stem.split('_')[-2])
+        clip = video_lib.read_video(path)
+        scale = max(1, clip.frames.shape[1] // self.base.format.height)
+        panels.append(
+          report.Panel(
+            f'{stage.name}, step {step}',
+            self.appearance if stage.data == 'frames' else self.full,
+            clip.frames[:, ::scale, ::scale],
+            clip.fps,
+            'previews',
+          )
+        )
+    return panels
+
+
+def _held_out(stage: Stage, material: Material) -> dict[str, jax.Array]:
+  """Frames that no stage sees; for a clip, noise that no step sees."""
+  if stage.data == 'frames':
+    spare = material.held_out if len(material.held_out) else material.frames
+    latents, prompt = spare[:4], 0
+  else:
+    latents, prompt = material.latents[None], 1
+  return {
+    'latents': jnp.asarray(latents),
+    'prompt': jnp.full((len(latents),), prompt, jnp.int32),
+  }
+
+
+def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
+  """(video path, appearance prompt, motion prompt), checked."""
+  video = config.data.video or str(SAMPLE)
+  appearance, motion = config.prompts.appearance, config.prompts.motion
+  if not config.data.video:
+    defaults = json.loads(SAMPLE.with_suffix('.json').read_text())
+  elif base.name == 'world':
+    defaults = PLAIN_PROMPTS
+  else:
+    defaults = {'appearance': '', 'motion': ''}
+  appearance = appearance or defaults['appearance']
+  motion = motion or defaults['motion']
+  prompts_lib.check_training_prompts(appearance, motion)
+  return video, appearance, motion
+
+
+def _edits(config: ConfigDict, appearance: str) -> dict[str, str]:
+  """{label: prompt} of the scenes in the report."""
+  if not config.edits:
+    return recipes.edits(config.base, appearance)
+  pairs = [edit.partition(':') for edit in config.edits]
+  bad = [label for label, colon, prompt in pairs if not (colon and prompt.strip())]
+  if bad:
+    raise DcjaxError(
+      f'config.edits holds {bad[0]!r}; expected "label: prompt"'
+    )
+  return {label.strip(): prompt.strip() for label, _, prompt in pairs}

@@ -1,0 +1,23 @@
+"""Eight host devices, strict promotion, no network, the embedded base."""
+
+import os
+
+# Before jax is imported by anything; subprocesses of tests inherit it all.
+_HOST_DEVICES = '--xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_HOST_DEVICES}'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+# A program that an older run compiled must not stand in for this one's.
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+
+import pytest
+
+from dcjax.weights.base import Base, load_base
+
+
+@pytest.fixture(scope='session')
+def world_base() -> Base:
+  """The base that is embedded in the package."""
+  return load_base('world')

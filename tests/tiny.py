@@ -1,0 +1,106 @@
+"""A base of a few thousand numbers, in which every parameter matters."""
+
+import functools
+
+import numpy as np
+
+from dcjax import tree
+from dcjax.data.tokenizer import build_word_tokenizer
+from dcjax.models.dit import DiTConfig
+from dcjax.models.text import TextConfig
+from dcjax.models.vae_config import VAEConfig
+from dcjax.weights.base import Base, Format, expected_params
+
+WORDS = tuple('a red blue cat dog ball jumps rolls in the snow'.split())
+DIT = DiTConfig(
+  width=24,
+  layers=2,
+  heads=2,
+  mlp_width=40,
+  channels=4,
+  text_width=16,
+  time_width=32,
+)
+# One with every option of the paper's DiT.
+PAPER_DIT = DiTConfig(
+  width=32,
+  layers=2,
+  heads=2,
+  mlp_width=48,
+  channels=4,
+  text_width=16,
+  modulation='block',
+  vectors=7,
+  text_mlp=False,
+  text_mask=True,
+  cross_affine=False,
+  qk_norm='head',
+  rope_split=(8, 4, 4),
+  self_cond='x0_concat',
+  time_width=32,
+)
+VAE = VAEConfig(
+  base_dim=4,
+  z_dim=4,
+  dim_mult=(1, 2, 2),
+  num_res_blocks=1,
+  temporal_downsample=(True, True),
+  latents_mean=(0.5, -1.0, 0.0, 0.2),
+  latents_std=(2.0, 0.5, 1.0, 1.5),
+)
+# Words, padding, end, unknown, "." and ",", and the sentinels.
+TEXT = TextConfig(
+  vocab_size=5 + len(WORDS) + 8,
+  d_model=16,
+  d_kv=4,
+  d_ff=24,
+  num_layers=2,
+  num_heads=2,
+)
+FORMAT = Format(5, 16, 24, 8.0, text_length=12, guidance=3.0, steps=8)
+
+
+def randomize(shapes, seed=0):
+  """Float32 arrays for a tree of shapes; no leaf is zero or one throughout."""
+  rng = np.random.default_rng(seed)
+
+  def draw(name, shape):
+    leaf = name.rsplit('/', 1)[-1]
+    if leaf == 'kernel':
+      # Scanned linear layers have three axes, convolutions four or more.
+      fan_in = shape[-2] if len(shape) < 4 else np.prod(shape[:-1])
+      return rng.normal(0.0, fan_in**-0.5, shape)
+    return rng.normal(
+      leaf == 'scale', 1.0 if leaf == 'embedding' else 0.2, shape
+    )
+
+  return tree.unflatten(
+    {
+      name: draw(name, x.shape).astype(np.float32)
+      for name, x in tree.flatten(shapes).items()
+    }
+  )
+
+
+def dit_params(dit, seed=0):
+  """Random parameters of a transformer alone."""
+  return randomize(_shapes(dit)['transformer'], seed)
+
+
+def base(seed=0, name='tiny', dit=DIT) -> Base:
+  """Small enough to be made anew by every test that asks."""
+  return Base(
+    name=name,
+    dit=dit,
+    vae=VAE,
+    text=TEXT,
+    tokenizer=build_word_tokenizer(WORDS, length=FORMAT.text_length),
+    params=randomize(_shapes(dit), seed),
+    format=FORMAT,
+    shift=3.0,
+  )
+
+
+@functools.cache
+def _shapes(dit):
+  return expected_params(dit, VAE, TEXT)
