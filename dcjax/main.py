@@ -1,10 +1,16 @@
-"""The command line: python -m dcjax.main --config=configs/JOB.py[:VARIANT]."""
+"""The command line: python -m dcjax.main --config=configs/JOB.py[:VARIANT].
+
+Jobs are Python files that return a config; `config.task` names the module that
+runs it. A user's mistake is one line on stderr and exit code 2.
+"""
 
 import importlib
+import runpy
 import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from dcjax.errors import DcjaxError
@@ -13,37 +19,82 @@ CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file of the job, with an optional :variant.'
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; default runs/TASK.'
+  'workdir', None, 'Folder of the run; default runs/NAME.'
 )
 
 # The module that runs each task, imported only when it is asked for.
 TASKS = {
+  'evaluate': 'dcjax.evals.base',
   'personalize': 'dcjax.personalization',
   'pretrain': 'dcjax.pretrain',
-  'sample': 'dcjax.make',
-  'evaluate': 'dcjax.evals.base',
+  'sample': 'dcjax.generation',
 }
 
 
 def main(argv: list[str]) -> None:
+  """Dispatches on `config.task`."""
   if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+    raise DcjaxError(f'unexpected argument {argv[1]!r}; options begin with --')
   config = CONFIG.value
   if config is None:
-    raise app.UsageError('--config=configs/JOB.py is needed')
+    raise DcjaxError('give a job: --config=configs/set_seq.py')
   task = config.get('task')
   if task not in TASKS:
     raise DcjaxError(
       f'config.task is {task!r}; use one of {", ".join(sorted(TASKS))}'
     )
-  workdir = WORKDIR.value or f'runs/{config.get("name", task)}'
+  workdir = WORKDIR.value or f'runs/{config.name}'
   importlib.import_module(TASKS[task]).run(config, workdir)
 
 
-def run() -> None:
-  """Entry point: user mistakes are one line and exit code 2."""
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; every mistake in them is a DcjaxError."""
   try:
-    app.run(main)
+    rest = flags.FLAGS(argv)
+    if CONFIG.value is not None:
+      CONFIG.value.get('task')  # A file that failed to load says so only now.
+    return rest
+  except OSError as error:
+    raise DcjaxError(f'no such config: {_one_line(error)}') from error
+  except (flags.Error, TypeError, ValueError) as error:
+    raise DcjaxError(_one_line(error)) from error
+  except (AttributeError, KeyError) as error:
+    raise DcjaxError(_unknown_option(argv) or _one_line(error)) from error
+
+
+def _unknown_option(argv: list[str]) -> str | None:
+  """Names the first --config.KEY that the config lacks, and what it has."""
+  job = next(a for a in argv if a.startswith('--config=')).removeprefix('--config=')
+  path, _, variant = job.partition(':')
+  config = runpy.run_path(path)['get_config'](variant)
+  overrides = [a[9:] for a in argv if a.startswith('--config.')]
+  for override in overrides:
+    node, keys = config, override.partition('=')[0].split('.')
+    for depth, key in enumerate(keys):
+      if not hasattr(node, 'keys') or key not in node:
+        where = '.'.join(['config', *keys[: depth + 1]])
+        known = ', '.join(node) if hasattr(node, 'keys') else 'nothing below it'
+        return f'{where} is not an option; there is {known}'
+      node = node[key]
+  return None
+
+
+def _one_line(error: Exception) -> str:
+  text = error.args[0] if error.args else error
+  return ' '.join(str(text).split())
+
+
+def _quiet_main(argv: list[str]) -> None:
+  """Runs `main` without the libraries' chatter; --verbosity=0 brings it back."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+  main(argv)
+
+
+def run() -> None:
+  """Entry point of `python -m dcjax.main`."""
+  try:
+    app.run(_quiet_main, flags_parser=_parse)
   except DcjaxError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -279,7 +279,9 @@ class Personalization:
 
   def _report(self, concept: Concept, material: Material, began: float) -> None:
     """Samples the reconstruction and the edits, and writes report.html."""
-    scenes = {'reconstruction': self.full} | _edits(self.config, self.appearance)
+    scenes = {'reconstruction': self.full} | _edits(
+      self.config, self.base.name, self.appearance
+    )
     videos = self._sample(concept, list(scenes.values()))
     fps = self.base.format.fps
     panels = [
@@ -287,48 +289,57 @@ class Personalization:
     ]
     for (label, prompt), video in zip(scenes.items(), videos, strict=True):
       self._keep(f'final_{label.replace(" ", "_")}', video)
-      group = 'input' if label == 'reconstruction' else 'edits'
-      panels.append(report.Panel(label, prompt, video, fps, group))
-    panels += self._saved_previews()
+      group = 'input' if label == 'reconstruction' else 'new scenes'
+      panels.append(
+        report.Panel(label, prompt, video, fps, group, self._sample_settings())
+      )
     self.timings |= {
-      'total seconds': round(time.monotonic() - began, 1),
-      'peak memory GB': machine.peak_memory(),
+      'total': round(time.monotonic() - began, 1),
+      'peak_memory': int(machine.peak_memory() * 1e9),
     }
     (self.workdir / 'timings.json').write_text(
       json.dumps(self.timings, indent=2) + '\n'
     )
     path = report.write(
       self.workdir / 'report.html',
-      title=self.full,
-      videos=panels,
+      title=Path(self.video).stem,
+      videos=panels + self._saved_previews(),
       metrics=tracking.read(self.workdir / 'metrics.jsonl'),
       settings=json.loads((self.workdir / 'config.json').read_text()),
       timings=self.timings,
-      notes=[
-        'Sample the concept with another prompt: python -m dcjax.main '
+      prompts={'appearance': self.appearance, 'motion': self.motion},
+      commands={
+        'Sample it with another prompt': 'python -m dcjax.main '
         f'--config=configs/sample.py --config.concepts={self.workdir}/'
-        'concept.safetensors --config.prompt="..."'
-      ],
+        f'concept.safetensors --config.prompt="{self.full}"'
+      },
     )
     print(f'concept: {self.workdir / "concept.safetensors"}')
     print(f'report:  {path}')
+
+  def _sample_settings(self) -> dict[str, Any]:
+    s, f = self.config.sample, self.base.format
+    return {
+      'seed': s.seed,
+      'steps': s.steps or f.steps,
+      'guidance': s.guidance or f.guidance,
+    }
 
   def _saved_previews(self) -> list[report.Panel]:
     """The previews of all stages, also those of a run that was resumed."""
     panels = []
     for stage in self.stages:
       folder = self.workdir / 'samples'
+      prompt = self.appearance if stage.data == 'frames' else self.full
       for path in sorted(folder.glob(f'{stage.name}_*_preview.mp4')):
         step = int(path.stem.split('_')[-2])
         clip = video_lib.read_video(path)
+        # Back to the base's own pixels; the page enlarges them itself.
         scale = max(1, clip.frames.shape[1] // self.base.format.height)
+        small = clip.frames[:, scale // 2 :: scale, scale // 2 :: scale]
         panels.append(
           report.Panel(
-            f'{stage.name}, step {step}',
-            self.appearance if stage.data == 'frames' else self.full,
-            clip.frames[:, ::scale, ::scale],
-            clip.fps,
-            'previews',
+            f'step {step}', prompt, small, clip.fps, stage.name, step=step
           )
         )
     return panels
@@ -363,10 +374,10 @@ def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
   return video, appearance, motion
 
 
-def _edits(config: ConfigDict, appearance: str) -> dict[str, str]:
+def _edits(config: ConfigDict, base: str, appearance: str) -> dict[str, str]:
   """{label: prompt} of the scenes in the report."""
   if not config.edits:
-    return recipes.edits(config.base, appearance)
+    return recipes.edits(base, appearance)
   pairs = [edit.partition(':') for edit in config.edits]
   bad = [label for label, colon, prompt in pairs if not (colon and prompt.strip())]
   if bad:

@@ -41,11 +41,12 @@ LEVELS = """
   concept  objective
   sampling  train
   material  pretrain
-  personalization
+  personalization  generation
 
   evals.templates
   evals.reading
   evals.oracle
+  evals.base
 
   main
 """

@@ -111,6 +111,15 @@ class DiTConfig:
           f'transformer/config.json: {key}={config[key]!r} is not supported; '
           f'a Wan 2.1 text-to-video transformer has {key}={value!r}'
         )
+    wrong = [key for key in _SIZES if not _is_size(config.get(key))]
+    patch = config.get('patch_size')
+    if not (isinstance(patch, list | tuple) and len(patch) == 3):
+      wrong.append('patch_size')
+    if wrong:
+      raise DcjaxError(
+        f'transformer/config.json: {", ".join(wrong)} should be positive '
+        'numbers (patch_size: three)'
+      )
     if config['in_channels'] != config['out_channels']:
       raise DcjaxError(
         'transformer/config.json: in_channels and out_channels differ '
@@ -150,6 +159,17 @@ class DiTConfig:
       'rope_max_seq_len': 1024,
       'text_dim': self.text_width,
     }
+
+
+_SIZES = (
+  *('num_attention_heads', 'attention_head_dim', 'num_layers', 'ffn_dim'),
+  *('in_channels', 'out_channels', 'text_dim', 'freq_dim', 'eps'),
+)
+
+
+def _is_size(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and value > 0
 
 
 WAN_1_3B = DiTConfig(

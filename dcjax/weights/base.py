@@ -8,10 +8,9 @@ What lies in the folder:
     text_encoder/  config.json + safetensors      UMT5
     tokenizer/     tokenizer.json ...
     scheduler/     scheduler_config.json
-    dcjax.json     default size and length of a video; Wan's own have none
+    dcjax.json     name, default size and length; folders of others have none
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
@@ -31,11 +30,10 @@ from dcjax.models.dit import DiT, DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
-from dcjax.weights import names
+from dcjax.weights import container, names
 
 ASSETS = Path(__file__).parents[1] / 'assets'
 PARTS = ('transformer', 'vae', 'text_encoder')
-PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +179,7 @@ def load_base(name: str | os.PathLike = 'world') -> Base:
   vae = VAEConfig.from_json(_config(folder, 'vae'))
   text = TextConfig.from_json(_config(folder, 'text_encoder'))
   expected = expected_params(dit, vae, text)
-  tensors = {part: _read_weights(folder / part) for part in PARTS}
+  tensors = {part: container.read_folder(folder / part) for part in PARTS}
   tensors['text_encoder'] = names.without_tied_text(tensors['text_encoder'])
   params = {
     part: names.read_tensors(
@@ -189,19 +187,16 @@ def load_base(name: str | os.PathLike = 'world') -> Base:
     )
     for part, table in tables(dit, vae, text).items()
   }
-  scheduler = _config(folder, 'scheduler', 'scheduler_config.json')
-  defaults = folder / 'dcjax.json'
+  ours = _ours(folder / 'dcjax.json')
   return Base(
-    name=str(name),
+    name=ours.get('name', str(name)),
     dit=dit,
     vae=vae,
     text=text,
     tokenizer=load_tokenizer(folder / 'tokenizer'),
     params=jax.tree.map(_working_dtype, params),
-    format=Format(**json.loads(defaults.read_text()))
-    if defaults.exists()
-    else Format(),
-    shift=float(scheduler.get('flow_shift', scheduler.get('shift', 3.0))),
+    format=ours.get('format', Format()),
+    shift=_shift(folder),
   )
 
 
@@ -238,7 +233,10 @@ def save_base(
     folder / 'scheduler' / 'scheduler_config.json', _scheduler(base.shift)
   )
   _write_json(folder / 'model_index.json', _MODEL_INDEX)
-  _write_json(folder / 'dcjax.json', dataclasses.asdict(base.format))
+  _write_json(
+    folder / 'dcjax.json',
+    {'name': base.name, 'format': dataclasses.asdict(base.format)},
+  )
 
 
 def tables(
@@ -258,63 +256,42 @@ def _config(
   path = folder / part / file
   if not path.is_file():
     raise DcjaxError(f'{path} is missing; {folder} is not a diffusers folder')
-  try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise DcjaxError(f'{path} is not JSON: {error}') from error
+  return container.read_json(path)
 
 
-def _read_weights(folder: Path) -> dict[str, np.ndarray]:
-  """All tensors of a folder's safetensors file or files."""
-  tensors: dict[str, np.ndarray] = {}
-  for path in _weight_files(folder):
-    for key, x in _read_file(path).items():
-      if key in tensors:
-        raise DcjaxError(f'{path}: {key} is in more than one file of {folder}')
-      tensors[key] = x
-  return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-  indices = sorted(folder.glob('*.safetensors.index.json'))
-  if not indices:
-    files = sorted(folder.glob('*.safetensors'))
-    if len(files) == 1:
-      return files
-    pickles = [p.name for p in folder.glob('*') if p.suffix in PICKLES]
-    found = (
-      f'found {", ".join(pickles or [p.name for p in files]) or "nothing"}'
-    )
-    hint = '; pickled weights are refused' if pickles else ''
-    raise DcjaxError(
-      f'{folder} needs one .safetensors file or an index, {found}{hint}'
-    )
-  weight_map = json.loads(indices[0].read_text())['weight_map']
-  shards = sorted(set(weight_map.values()))
-  outside = [s for s in shards if Path(s).name != s]
-  missing = [s for s in shards if not outside and not (folder / s).is_file()]
-  if outside or missing:
-    raise DcjaxError(
-      f'{indices[0]} names shards that '
-      + (
-        f'lie outside the folder: {outside[0]}'
-        if outside
-        else f'are missing: {", ".join(missing)}'
+def _ours(path: Path) -> dict[str, Any]:
+  """Name and `Format` from our file; {} in a folder of others."""
+  if not path.exists():
+    return {}
+  values = container.read_json(path)
+  types = {field.name: field.type for field in dataclasses.fields(Format)}
+  name, given = values.get('name'), values.get('format')
+  if not isinstance(name, str) or not isinstance(given, dict):
+    raise DcjaxError(f'{path} does not hold a "name" and a "format"')
+  for key, value in given.items():
+    if key not in types:
+      raise DcjaxError(
+        f'{path} has the unknown key {key!r}; known are {", ".join(types)}'
       )
-    )
-  return [folder / s for s in shards]
+    number = (int, float) if types[key] is float else int
+    if isinstance(value, bool) or not isinstance(value, number) or value <= 0:
+      raise DcjaxError(
+        f'{path}: {key} is {value!r}, expected a positive {types[key].__name__}'
+      )
+  return {'name': name, 'format': Format(**given)}
 
 
-def _read_file(path: Path) -> Mapping[str, np.ndarray]:
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
-  try:
-    return load_file(path)
-  except SafetensorError as error:
+def _shift(folder: Path) -> float:
+  scheduler = _config(folder, 'scheduler', 'scheduler_config.json')
+  shift = scheduler.get('flow_shift', scheduler.get('shift', 3.0))
+  if (
+    isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0
+  ):
     raise DcjaxError(
-      f'{path} is not a whole safetensors file: {error}'
-    ) from error
+      f'{folder / "scheduler" / "scheduler_config.json"}: the time shift is '
+      f'{shift!r}, expected a positive number'
+    )
+  return float(shift)
 
 
 def _working_dtype(x: np.ndarray) -> np.ndarray:

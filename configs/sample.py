@@ -1,0 +1,40 @@
+"""Makes videos of prompts, with or without concepts.
+
+  python -m dcjax.main --config=configs/sample.py \
+    --config.prompt="a large red star on a plain navy background. the star is bouncing."
+  python -m dcjax.main --config=configs/sample.py \
+    --config.concepts=runs/set_seq/concept.safetensors \
+    --config.prompt="a [v] thing on a striped teal background. the thing is [u] moving."
+
+Several concepts are separated by commas; their words are then [v1] [u1] [v2] [u2].
+A number left at 0 is the base's own.
+"""
+
+from dcjax.errors import DcjaxError
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  if variant:
+    raise DcjaxError(f'sample.py has no variant {variant!r}')
+  c = ConfigDict()
+  c.task = 'sample'
+  c.name = 'sample'
+  c.base = 'world'
+  c.prompt = ''
+  c.prompts = ()  # further ones
+  c.negative = ''
+  c.concepts = ''  # paths of concept.safetensors files
+  c.identity = 1.0  # weight of the look
+  c.motion = 1.0  # weight of the motion
+  c.seed = 0
+  c.steps = 0
+  c.guidance = 0.0
+  c.shift = 0.0
+  c.sampler = 'unipc'  # or euler
+  c.frames = 0
+  c.height = 0
+  c.width = 0
+  c.format = 'mp4'  # or gif, webp
+  c.scale = 0  # pixels a pixel of the file; 0 enlarges small videos
+  return c
