@@ -5,6 +5,7 @@ runs it. A user's mistake is one line on stderr and exit code 2.
 """
 
 import importlib
+from pathlib import Path
 import runpy
 import sys
 
@@ -55,7 +56,9 @@ def _parse(argv: list[str]) -> list[str]:
       CONFIG.value.get('task')  # A file that failed to load says so only now.
     return rest
   except OSError as error:
-    raise DcjaxError(f'no such config: {_one_line(error)}') from error
+    job = _job(argv)[0]
+    reason = _one_line(error) if Path(job).exists() else 'there is no such file'
+    raise DcjaxError(f'config {job} cannot be read: {reason}') from error
   except (flags.Error, TypeError, ValueError) as error:
     raise DcjaxError(_one_line(error)) from error
   except (AttributeError, KeyError) as error:
@@ -64,8 +67,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _unknown_option(argv: list[str]) -> str | None:
   """Names the first --config.KEY that the config lacks, and what it has."""
-  job = next(a for a in argv if a.startswith('--config=')).removeprefix('--config=')
-  path, _, variant = job.partition(':')
+  path, variant = _job(argv)
   config = runpy.run_path(path)['get_config'](variant)
   overrides = [a[9:] for a in argv if a.startswith('--config.')]
   for override in overrides:
@@ -77,6 +79,13 @@ def _unknown_option(argv: list[str]) -> str | None:
         return f'{where} is not an option; there is {known}'
       node = node[key]
   return None
+
+
+def _job(argv: list[str]) -> tuple[str, str]:
+  """(path, variant) of the --config flag."""
+  values = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+  path, _, variant = (values or [''])[-1].partition(':')
+  return path, variant
 
 
 def _one_line(error: Exception) -> str:

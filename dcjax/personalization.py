@@ -284,6 +284,7 @@ class Personalization:
     )
     videos = self._sample(concept, list(scenes.values()))
     fps = self.base.format.fps
+    self._keep('input', material.clip.frames)
     panels = [
       report.Panel('input', self.full, material.clip.frames, fps, 'input')
     ]

@@ -99,7 +99,8 @@ class Progress:
       self._began, self._start = now, step
       self._say(f'{self._name}: compiled, {self._steps - step} steps to go')
       return
-    if now - self._shown < self._every and step < self._steps:
+    shown = max(self._shown, self._began)
+    if now - shown < self._every and step < self._steps:
       return
     self._shown = now
     rate = (step - self._start) / max(now - self._began, 1e-9)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 import tiny
 
-from dcjax import lora, tree
+from dcjax import lora, sampling, tree
 from dcjax.concept import Concept, join
 from dcjax.errors import DcjaxError
 
@@ -313,3 +313,29 @@ def test_join_wants_one_base(base):
     join([concept(base), concept(other)])
   with pytest.raises(DcjaxError, match='at least one'):
     join([])
+
+
+# ---- in use ----------------------------------------------------------------
+
+
+def test_sampling_puts_concepts_in(base):
+  def draw(prompt, *concepts):
+    return sampling.sample(
+      base,
+      prompt,
+      concepts=concepts,
+      frames=1,
+      steps=1,
+      guidance=1.0,
+      sampler='euler',
+    )
+
+  one, two = concept(base, 1), concept(base, 2)
+  plain = draw('a cat')
+  np.testing.assert_array_equal(draw('a cat', one.scaled(0.0, 0.0)), plain)
+  assert (draw('a cat', one) != plain).any()
+  assert (draw('a [v] cat', one) != draw('a cat', one)).any()
+  both = draw('a [v1] cat and a [v2] dog', one, two)
+  assert (both != draw('a [v2] cat and a [v1] dog', one, two)).any()
+  with pytest.raises(DcjaxError, match=r'known: \[u1\], \[u2\], \[v1\]'):
+    draw('a [v] cat', one, two)

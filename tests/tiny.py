@@ -57,7 +57,7 @@ TEXT = TextConfig(
   num_layers=2,
   num_heads=2,
 )
-FORMAT = Format(5, 16, 24, 8.0, text_length=12, guidance=3.0, steps=8)
+FORMAT = Format(5, 16, 32, 8.0, text_length=12, guidance=3.0, steps=8)
 
 
 def randomize(shapes, seed=0):

@@ -10,7 +10,6 @@ import numpy as np
 
 from dcjax.errors import DcjaxError
 
-
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 
