@@ -45,6 +45,9 @@ TEST = [
   'torch==2.13.0',
 ]
 
+# To look at what runs and evaluations wrote.
+EVAL = ['tensorboard']
+
 setup(
   name='dcjax',
   version=VERSION,
@@ -70,6 +73,7 @@ setup(
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
     'test': TEST,
+    'eval': EVAL,
     'dev': LINT,
   },
 )

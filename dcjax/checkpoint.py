@@ -70,16 +70,17 @@ class Checkpoints:
     Raises:
       DcjaxError: if the checkpoint belongs to another run.
     """
-    args = self._ocp.args
-    meta = self._manager.restore(
-      self.step, args=args.Composite(meta=args.JsonRestore())
-    )['meta']
-    self._check(meta['identity'])
+    args, meta = self._ocp.args, self._meta()
     target = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
     state = self._manager.restore(
       self.step, args=args.Composite(state=args.StandardRestore(target))
     )['state']
     return state, meta['data']
+
+  def check(self) -> None:
+    """Raises DcjaxError if the last checkpoint belongs to another run."""
+    if self.step is not None:
+      self._meta()
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong in it."""
@@ -87,6 +88,14 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+  def _meta(self) -> dict[str, Any]:
+    args = self._ocp.args
+    meta = self._manager.restore(
+      self.step, args=args.Composite(meta=args.JsonRestore())
+    )['meta']
+    self._check(meta['identity'])
+    return meta
 
   def _check(self, identity: Mapping[str, Any]) -> None:
     differ = [

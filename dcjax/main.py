@@ -5,6 +5,8 @@ runs it. A user's mistake is one line on stderr and exit code 2.
 """
 
 import importlib
+import itertools
+import os
 from pathlib import Path
 import runpy
 import sys
@@ -45,7 +47,15 @@ def main(argv: list[str]) -> None:
       f'config.task is {task!r}; use one of {", ".join(sorted(TASKS))}'
     )
   workdir = WORKDIR.value or f'runs/{config.name}'
+  _check_workdir(Path(workdir).absolute())
   importlib.import_module(TASKS[task]).run(config, workdir)
+
+
+def _check_workdir(path: Path) -> None:
+  """Refuses a folder that cannot be written to, before hours of work."""
+  there = next(p for p in (path, *path.parents) if os.path.exists(p))
+  if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    raise DcjaxError(f'cannot write to {there}; give another --workdir')
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -84,6 +94,7 @@ def _unknown_option(argv: list[str]) -> str | None:
 def _job(argv: list[str]) -> tuple[str, str]:
   """(path, variant) of the --config flag."""
   values = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+  values += [b for a, b in itertools.pairwise(argv) if a == '--config']
   path, _, variant = (values or [''])[-1].partition(':')
   return path, variant
 

@@ -24,6 +24,7 @@ from dcjax import sampling
 from dcjax import stage as stage_lib
 from dcjax import tracking
 from dcjax import train
+from dcjax import tree
 from dcjax.concept import Concept
 from dcjax.data import cache
 from dcjax.data import pipeline
@@ -108,25 +109,37 @@ class Personalization:
     self.base, self.config, self.workdir = base, config, Path(workdir)
     self.video, self.appearance, self.motion = _what_to_learn(base, config)
     self.full = prompts_lib.join(self.appearance, self.motion)
+    self.scenes = {'reconstruction': self.full} | _edits(
+      config, base, self.appearance
+    )
     self.stages = [
       stage_lib.from_config(name, config[name].to_dict())
       for name in config.stages
     ]
-    self.timings: dict[str, Any] = {}
+    # A stage that was finished before keeps the times of then.
+    times = self.workdir / 'timings.json'
+    self.timings: dict[str, Any] = (
+      json.loads(times.read_text()) if times.exists() else {}
+    )
 
   def run(self) -> Concept:
     """All stages, the concept file and the report."""
     began = time.monotonic()
+    # What can be refused is refused before anything takes long.
+    params = self._params()
+    material = material_lib.prepare(
+      self.base, self.video, self.config.data.fps or None, self._cache
+    )
+    for stage in self.stages:
+      tree.match(params, stage.train)
+      train.refuse_other_run(stage, self._loop(stage, material))
     machine.write_config(
       self.workdir,
       self.config,
       base={'name': self.base.name, 'fingerprint': self.base.fingerprint},
     )
-    material = material_lib.prepare(
-      self.base, self.video, self.config.data.fps or None, self._cache
-    )
     prior = self._prior()
-    params, context = self._params(), self._context(prior)
+    context = self._context(prior)
     for stage in self.stages:
       dit = DiT(self.base.dit, sampling.working_dtype())
       params, timing = train.fit(
@@ -139,7 +152,8 @@ class Personalization:
         held_out=_held_out(stage, material),
         preview=lambda step, now, stage=stage: self._preview(stage, step, now),
       )
-      self.timings[stage.name] = dataclasses.asdict(timing)
+      if timing.steps:
+        self.timings[stage.name] = dataclasses.asdict(timing)
     concept = Concept.from_params(params, self.base, self._meta())
     concept.save(self.workdir / 'concept.safetensors')
     self._report(concept, material, began)
@@ -279,23 +293,22 @@ class Personalization:
 
   def _report(self, concept: Concept, material: Material, began: float) -> None:
     """Samples the reconstruction and the edits, and writes report.html."""
-    scenes = {'reconstruction': self.full} | _edits(
-      self.config, self.base.name, self.appearance
-    )
-    videos = self._sample(concept, list(scenes.values()))
+    videos = self._sample(concept, list(self.scenes.values()))
     fps = self.base.format.fps
     self._keep('input', material.clip.frames)
     panels = [
       report.Panel('input', self.full, material.clip.frames, fps, 'input')
     ]
-    for (label, prompt), video in zip(scenes.items(), videos, strict=True):
+    for (label, prompt), video in zip(self.scenes.items(), videos, strict=True):
       self._keep(f'final_{label.replace(" ", "_")}', video)
       group = 'input' if label == 'reconstruction' else 'new scenes'
       panels.append(
         report.Panel(label, prompt, video, fps, group, self._sample_settings())
       )
     self.timings |= {
-      'total': round(time.monotonic() - began, 1),
+      'total': round(
+        self.timings.get('total', 0.0) + time.monotonic() - began, 1
+      ),
       'peak_memory': int(machine.peak_memory() * 1e9),
     }
     (self.workdir / 'timings.json').write_text(
@@ -375,14 +388,21 @@ def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
   return video, appearance, motion
 
 
-def _edits(config: ConfigDict, base: str, appearance: str) -> dict[str, str]:
-  """{label: prompt} of the scenes in the report."""
+def _edits(config: ConfigDict, base: Base, appearance: str) -> dict[str, str]:
+  """{label: prompt} of the scenes in the report, checked."""
   if not config.edits:
-    return recipes.edits(base, appearance)
+    return recipes.edits(base.name, appearance)
   pairs = [edit.partition(':') for edit in config.edits]
   bad = [label for label, colon, prompt in pairs if not (colon and prompt.strip())]
   if bad:
     raise DcjaxError(
       f'config.edits holds {bad[0]!r}; expected "label: prompt"'
     )
-  return {label.strip(): prompt.strip() for label, _, prompt in pairs}
+  edits = {label.strip(): prompt.strip() for label, _, prompt in pairs}
+  prompts_lib.encode(
+    base.tokenizer,
+    list(edits.values()),
+    base.format.text_length,
+    dict.fromkeys(('v', 'u'), config.tokens.vectors),
+  )
+  return edits

@@ -57,9 +57,12 @@ def run(config: Any, workdir: str) -> None:
   """Runs the config's stages and writes `workdir/base`."""
   base = _start(config)
   hours, bank = 0.0, None
-  for name in config.stages:
+  stages = [
+    stage_lib.from_config(name, config[name].to_dict())
+    for name in config.stages
+  ]
+  for place, stage in enumerate(stages):
     began = time.monotonic()
-    stage = stage_lib.from_config(name, config[name].to_dict())
     if stage.objective == 'world' and config.bank and bank is None:
       bank = _encode_bank(base, config)
     params, _ = train.fit(
@@ -73,17 +76,26 @@ def run(config: Any, workdir: str) -> None:
         log_every=config.log_every,
         save_every=config.save_every,
         preview_every=config.preview_every,
-        identity={'stage': repr(stage), 'init': config.init},
+        identity=_identity(config, stages[: place + 1]),
       ),
       context=bank if stage.objective == 'world' else None,
       preview=lambda step, now: _keep(base, now, config, workdir),
     )
     base = dataclasses.replace(base, params=params)
-    if stage.objective == 'autoencoder':
+    if stage.objective == 'autoencoder' and not config.init:
       base = dataclasses.replace(base, vae=_with_statistics(base))
     hours += (time.monotonic() - began) / 3600.0
     _keep(base, base.params, config, workdir)
   _record(config, workdir, hours)
+
+
+def _identity(config: Any, stages: list[stage_lib.Stage]) -> dict[str, Any]:
+  """What a run must share to go on from the checkpoints of the last stage."""
+  keys = ('init', 'seed', 'bank', 'kl_weight', 'format', 'dit', 'vae', 'text')
+  plain = json.loads(config.to_json_best_effort())
+  return {'stages': [repr(stage) for stage in stages]} | {
+    key: plain[key] for key in keys
+  }
 
 
 def _start(config: Any) -> base_lib.Base:

@@ -12,6 +12,11 @@ from typing import Any
 
 from dcjax.errors import DcjaxError
 
+DATA = ('frames', 'clip', 'world')
+OPTIMIZERS = ('adamw', 'muon')
+SCHEDULES = ('constant', 'linear', 'cosine', 'trapezoid')
+T_SAMPLERS = ('uniform', 'logit_normal', 'cosine_biased')
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -45,6 +50,9 @@ class Optimizer:
   clip: float = 0.05
 
   def __post_init__(self):
+    for key, names in (('kind', OPTIMIZERS), ('schedule', SCHEDULES)):
+      value = getattr(self, key)
+      _require(value in names, f'optimizer.{key}', value, ' or '.join(names))
     _require(self.lr > 0, 'optimizer.lr', self.lr, 'a positive number')
     _require(self.warmup >= 0, 'optimizer.warmup', self.warmup, '0 or more steps')
     _require(self.clip >= 0, 'optimizer.clip', self.clip, '0 (none) or more')
@@ -99,6 +107,9 @@ class Stage:
   mix: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
+    for key, names in (('data', DATA), ('t_sampler', T_SAMPLERS)):
+      value = getattr(self, key)
+      _require(value in names, key, value, ' or '.join(names))
     _require(self.steps >= 1, 'steps', self.steps, 'at least 1')
     _require(self.batch >= 1, 'batch', self.batch, 'at least 1')
     _require(
@@ -110,6 +121,10 @@ class Stage:
     for key in ('dropout', 'text_drop', 'prompt_drop', 'ema'):
       value = getattr(self, key)
       _require(0 <= value < 1, key, value, 'a number from 0 to below 1')
+    _require(
+      0 <= self.self_cond <= 1, 'self_cond', self.self_cond, 'a number from 0 to 1'
+    )
+    _require(self.train_shift > 0, 'train_shift', self.train_shift, 'above 0')
     _require(self.prior >= 0, 'prior', self.prior, '0 or more')
 
 

@@ -7,6 +7,7 @@ is not finite with the last good state still in hand.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import functools
 import math
@@ -52,6 +53,13 @@ class Loop:
   eval_every: int = 0
   preview_every: int = 0
   identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    at_least = {'seed': 0, 'log_every': 1, 'save_every': 0}
+    for key in (*at_least, 'eval_every', 'preview_every'):
+      value, least = getattr(self, key), at_least.get(key, 0)
+      if value < least:
+        raise DcjaxError(f'{key} is {value}; expected {least} or more')
 
 
 @dataclasses.dataclass
@@ -161,9 +169,7 @@ def fit(
   state = state_lib.init(
     jax.tree.map(jnp.array, trainable), optimizer, ema=stage.ema > 0
   )
-  checkpoints = Checkpoints(
-    Path(loop.workdir) / 'checkpoints' / stage.name, loop.identity
-  )
+  checkpoints = Checkpoints(_folder(stage, loop), loop.identity)
   if checkpoints.step is not None:
     state, position = checkpoints.restore(state)
     batches.set_state(position)
@@ -183,6 +189,19 @@ def fit(
     run.close()
   result = state.trainable if state.ema is None else state.ema
   return tree.combine(result, frozen), timing
+
+
+def refuse_other_run(stage: Stage, loop: Loop) -> None:
+  """Raises DcjaxError if another run has left its checkpoints of the stage."""
+  if _folder(stage, loop).is_dir():
+    with contextlib.closing(
+      Checkpoints(_folder(stage, loop), loop.identity)
+    ) as checkpoints:
+      checkpoints.check()
+
+
+def _folder(stage: Stage, loop: Loop) -> Path:
+  return Path(loop.workdir) / 'checkpoints' / stage.name
 
 
 class _Run:
@@ -219,6 +238,15 @@ class _Run:
         if at(loop.save_every) or self.stopping or at(loop.eval_every):
           self._report(*pending, state)
           pending = None
+        params = lambda: tree.combine(
+          state.trainable if state.ema is None else state.ema, frozen
+        )
+        # Before the checkpoint: a run that is killed between the two does them
+        # again, where one that resumes after it would leave them out.
+        if at(loop.eval_every) and evaluate is not None:
+          self.metrics.write(done, evaluate(params()))
+        if at(loop.preview_every) and preview is not None and not self.stopping:
+          preview(done, params())
         if at(loop.save_every) or self.stopping:
           self.checkpoints.save(done, state, position)
         if self.stopping:
@@ -226,13 +254,6 @@ class _Run:
           raise SystemExit(
             f'{stage.name}: stopped at step {done}; the same command goes on'
           )
-        params = lambda: tree.combine(
-          state.trainable if state.ema is None else state.ema, frozen
-        )
-        if at(loop.eval_every) and evaluate is not None:
-          self.metrics.write(done, evaluate(params()))
-        if at(loop.preview_every) and preview is not None:
-          preview(done, params())
       if pending is not None:
         self._report(*pending, state)
     jax.block_until_ready(state)

@@ -46,7 +46,10 @@ def names(tree: Tree) -> list[str]:
 
 def match(tree: Tree, pattern: str) -> list[str]:
   """The names in which `pattern` is found; at least one, or a DcjaxError."""
-  found = [name for name in names(tree) if re.search(pattern, name)]
+  try:
+    found = [name for name in names(tree) if re.search(pattern, name)]
+  except re.error as error:
+    raise DcjaxError(f'pattern {pattern!r}: {error}') from error
   if not found:
     raise DcjaxError(
       f'pattern {pattern!r} matches no parameter; the tree has '

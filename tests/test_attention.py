@@ -80,7 +80,7 @@ def test_softmax_is_float32_whatever_comes_in():
   q, k, v = qkv(jnp.bfloat16)
   got = attend(q, k, v)
   assert got.dtype == jnp.bfloat16
-  # Equal scores over many keys: weights of 1/n would lose their sum in bfloat16.
+  # Equal scores of many keys: the sum of 1/n would be lost in bfloat16.
   ones = jnp.ones((1, 300, 1, 8), jnp.bfloat16)
   np.testing.assert_allclose(
     np.float32(attend(ones[:, :1], ones, ones)), 1.0, atol=1e-2

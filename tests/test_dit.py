@@ -147,7 +147,7 @@ def test_a_fresh_block_is_the_identity_if_every_branch_is_gated(
   grad = jax.jit(jax.grad(loss))(params, x)['modulation']['dense']['bias']
   names = dit._MODULATION_NAMES[vectors]
   moved = np.abs(np.asarray(grad).reshape(vectors, -1)).max(-1) > 0
-  assert {n for n, m in zip(names, moved) if m} >= {
+  assert {n for n, m in zip(names, moved, strict=True) if m} >= {
     n for n in names if n.startswith('g')
   }
 

@@ -1,4 +1,4 @@
-"""Flow matching: identities of the path, draws of t, samplers that integrate."""
+"""Flow matching: identities of the path, draws of t, samplers."""
 
 import jax
 import jax.numpy as jnp

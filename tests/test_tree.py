@@ -27,7 +27,8 @@ NAMES = [
 def same(a, b):
   """The same structure, holding the very same arrays."""
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return all(x is y for x, y in pairs)
 
 
 def test_flat_and_nested_are_inverse():

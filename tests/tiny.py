@@ -1,15 +1,19 @@
 """A base of a few thousand numbers, in which every parameter matters."""
 
+import dataclasses
 import functools
 
+import jax
 import numpy as np
+import pytest
 
-from dcjax import tree
+from dcjax import recipes, tree
+from dcjax.data import video
 from dcjax.data.tokenizer import build_word_tokenizer
 from dcjax.models.dit import DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
-from dcjax.weights.base import Base, Format, expected_params
+from dcjax.weights.base import Base, Format, expected_params, save_base
 
 WORDS = tuple('a red blue cat dog ball jumps rolls in the snow'.split())
 DIT = DiTConfig(
@@ -99,6 +103,63 @@ def base(seed=0, name='tiny', dit=DIT) -> Base:
     format=FORMAT,
     shift=3.0,
   )
+
+
+def equal(a, b) -> bool:
+  """Whether two trees have the same leaves, bit for bit."""
+  a, b = tree.flatten(a), tree.flatten(b)
+  return a.keys() == b.keys() and all(
+    np.asarray(a[n]).tobytes() == np.asarray(b[n]).tobytes() for n in a
+  )
+
+
+# ---- for tests that train and sample ---------------------------------------
+
+APPEARANCE, MOTION = 'a [v] cat in the snow.', 'the cat [u] jumps.'
+
+
+@pytest.fixture(scope='module')
+def quick_compile():
+  """Compiles three times faster, to slower code that means the same."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+def trainable_base(**kwargs) -> Base:
+  """A base whose prompts may be as long as those of a concept."""
+  longer = dataclasses.replace(FORMAT, text_length=24)
+  return dataclasses.replace(base(**kwargs), format=longer)
+
+
+def base_folder(path) -> str:
+  """That base on disk."""
+  save_base(trainable_base(), path, dtype=np.float32)
+  return str(path)
+
+
+def clip(path) -> str:
+  """A red square that crosses a blue ground, as a video file or as pictures."""
+  frames = np.full((17, 32, 48, 3), (20, 30, 200), np.uint8)
+  for f, frame in enumerate(frames):
+    frame[8:24, 2 * f : 2 * f + 12] = (230, 40, 30)
+  video.write_video(path, frames, 8.0)
+  return str(path)
+
+
+def recipe(path, **stage):
+  """Set-and-Sequence in four cheap steps; `stage` overrides both stages."""
+  c = recipes.shrink(recipes.personalize('world'))
+  c.data.video = str(path)
+  c.prompts.update(dict(appearance=APPEARANCE, motion=MOTION))
+  c.edits = ('new: a red [v] ball [u] rolls.',)
+  c.lora.rank = 2
+  c.prior.videos = c.eval_every = c.preview_every = 0
+  c.log_every = 1
+  for part in (c['set'], c.sequence):
+    part.update(dict(steps=2, batch=2, prior=0.0) | stage)
+  return c
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def concept(index: int) -> Concept:
     raise DcjaxError(f'concept index is {index}, expected 0 or more')
   shape = shapes.NOVEL_SHAPES[index % 3]
   moves = motions.NOVEL_MOTIONS[(index + index // 3) % 3]
-  decoration = shapes.NOVEL_DECORATIONS[(index + index // 9) % 2]
+  decoration = shapes.NOVEL_DECORATIONS[index % 2]
   left, right, ground = _LOOKS[index % len(_LOOKS)]
   paint = np.asarray([left, right], np.float32)
   scene = _scene(index, shape, moves, decoration, paint, ground)

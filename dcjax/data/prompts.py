@@ -8,8 +8,10 @@ frozen encoder's output.
 
 Every look is <extra_id_0> and every motion is <extra_id_1>, whatever the
 number: so the rest of the prompt has the same features whether a concept is
-alone, as in training, or the second of three. The order of the words tells
-them apart.
+alone, as in training, or the second of three. A learned row takes its place
+after the encoder and cross-attention reads rows in no order, so a learned word
+does not bind to the noun beside it: what it stands for is in the vector and in
+the LoRA that was trained with it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,62 @@
+"""Results of benchmarks: one dated JSON file each, with the machine's name."""
+
+from collections.abc import Callable, Mapping
+import datetime
+import json
+import math
+from pathlib import Path
+import re
+import sys
+from typing import Any
+
+from dcjax import machine
+from dcjax.errors import DcjaxError
+
+RESULTS = Path(__file__).parent / 'results'
+
+
+def write(name: str, record: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+  """Writes the record beside when and where it was measured.
+
+  Args:
+    name: of the benchmark, first in the name of the file.
+    record: of JSON values and numpy numbers; nan becomes null.
+    folder: for the file.
+
+  Returns:
+    Path of the file. One of the same benchmark, machine and day is replaced.
+  """
+  where = machine.describe()
+  date = datetime.datetime.now(datetime.UTC).date().isoformat()
+  label = f'{where["device"]} {where["cores"]} cores'
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f'{name}-{date}-{_slug(label)}.json'
+  whole = {'benchmark': name, 'date': date, 'machine': where, **record}
+  path.write_text(json.dumps(plain(whole), indent=2, allow_nan=False) + '\n')
+  return path
+
+
+def plain(x: Any) -> Any:
+  """The same as JSON values, floats to 4 places after the point."""
+  if isinstance(x, Mapping):
+    return {str(key): plain(value) for key, value in x.items()}
+  if isinstance(x, (list, tuple)):
+    return [plain(value) for value in x]
+  if isinstance(x, bool | int | str) or x is None:
+    return x
+  x = float(x)
+  return round(x, 4) if math.isfinite(x) else None
+
+
+def run(main: Callable[[], None]) -> None:
+  """Calls `main`; a user's mistake is one line on stderr and exit code 2."""
+  try:
+    main()
+  except DcjaxError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _slug(text: str) -> str:
+  words = re.sub(r'[^a-z0-9]+', ' ', text.lower()).split()
+  return '-'.join(dict.fromkeys(words))

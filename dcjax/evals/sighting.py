@@ -1,0 +1,251 @@
+"""Finding a concept of the world in a clip, by its colours and its look.
+
+A concept has two tones that nothing else in the world has. A frame shows it if
+both are there close together; how alike it is, is a number of its own, of the
+frames that show it. So what is missing never passes for what is unlike.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dcjax.data.concepts import Concept
+from dcjax.data.scene import BACKGROUNDS
+from dcjax.errors import DcjaxError
+from dcjax.evals import oracle, templates
+
+# As far as this from a tone, in RGB, a colour is another one.
+_REACH = 0.3
+# A frame shows the concept if one window holds this part of both its tones.
+_ENOUGH = 0.3
+# More than this many times the concept's own area is no object.
+_TOO_MUCH = 2.5
+_CROP = 24  # side of what is compared
+# An object may lean this much more than in any frame of its clip. Not all the
+# way round: a gear on its head is the gear with its halves swapped.
+_TURNS = np.deg2rad(np.arange(-60, 61, 15))
+# Staying, and steps up and down, left and right, and in size.
+_NEAR = np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
+
+
+class Sighting(NamedTuple):
+  """What a clip shows of a concept."""
+
+  present: np.ndarray  # [f] bool
+  identity: np.ndarray  # [f] in [0, 1], nan where absent
+  track: np.ndarray  # [f 2] (y, x) of the centre in pixels, nan where absent
+  stray: np.ndarray  # [f] part of the concept's colours elsewhere, nan: absent
+  background: int  # index into BACKGROUNDS
+  pattern: int  # index into PATTERNS
+
+
+class Finder:
+  """Finds one concept in clips.
+
+  Args:
+    concept: what to look for.
+
+  Attributes:
+    concept: the same.
+    track: [f 2] (y, x), where its own clip shows it.
+  """
+
+  def __init__(self, concept: Concept):
+    self.concept = concept
+    _, self._h, self._w, _ = concept.video.shape
+    pixels = concept.video.astype(np.float32) / 255
+    ground = BACKGROUNDS.index(concept.background)
+    tones = self._tones(pixels, ground)
+    self._areas = np.median((tones > 0.5).sum((2, 3)), 1)
+    box = max(np.ptp(np.argwhere(frame), 0).max() for frame in concept.mask)
+    # Its tones lie together in a window of this side, and all of it within this
+    # way of its centre.
+    self._side, self._reach = 2 * int(0.3 * box) + 1, 0.6 * box
+    masks, present, _ = self._locate(tones)
+    if not present.all():
+      raise DcjaxError('the clip of the concept does not show both its tones')
+    images = _with_mask(pixels, masks)
+    self.track, radius = templates.moments(masks)
+    crops = [_crops(images, self.track, radius, turn) for turn in _TURNS]
+    self._bank = np.concatenate(crops)
+
+  def find(self, video: np.ndarray) -> Sighting:
+    """Where the concept is, and how alike.
+
+    A frame shows the concept if a window of 0.6 times its size holds at least
+    0.3 of the area of each of its tones, and the frame no more than 2.5 times
+    as much. Identity is, over the pixels of object and concept, brought to the
+    same centre and size,
+
+      sum min(m, m') a / sum max(m, m'),   a = max(0, 1 - |rgb - rgb'| / 0.5)
+
+    with the masks m, m' of both, and the best of all frames of the concept's
+    clip, leaning up to 60 degrees further: overlap of shape times agreement of
+    colour.
+
+    Args:
+      video: [f h w 3] uint8 of the size of the concept's clip.
+
+    Raises:
+      DcjaxError: it is not.
+    """
+    video = np.asarray(video)
+    size = (self._h, self._w, 3)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1:] != size:
+      raise DcjaxError(
+        f'the finder of this concept reads uint8 [f {self._h} {self._w} 3], '
+        f'got {video.dtype} {video.shape}'
+      )
+    pixels = video.astype(np.float32) / 255
+    reading = oracle.read(video)
+    ground = reading.background
+    masks, present, stray = self._locate(self._tones(pixels, ground))
+    identity = np.full(len(video), np.nan)
+    track = np.full((len(video), 2), np.nan)
+    if present.any():
+      center, radius = templates.moments(masks[present])
+      track[present] = center
+      images = _with_mask(pixels[present], masks[present])
+      identity[present] = [
+        self._likeness(*frame)
+        for frame in zip(images, center, radius, strict=True)
+      ]
+    stray = np.where(present, stray, np.nan)
+    return Sighting(present, identity, track, stray, ground, reading.pattern)
+
+  def _tones(self, pixels: np.ndarray, ground: int) -> np.ndarray:
+    """Opacities [2 f h w] of each tone before a background of the world."""
+    start, end = templates.tones()
+    along = end[ground] - start[ground]
+    off = _distance(
+      pixels, start[ground] - 0.35 * along, end[ground] + 0.25 * along
+    )
+    light = np.stack([_to_color(pixels, tone) for tone in self.concept.paint])
+    others = [_to_color(pixels, color) for color in templates.paints()]
+    near = light.min(0)
+    opacity = np.clip(2 * off / (off + near + 1e-6) - 0.5, 0, 1)
+    opacity *= np.clip(off / 0.12 - 0.5, 0, 1) * (near < _REACH)
+    # The palette's colours are other objects, however near.
+    opacity *= near < np.min(others, 0)
+    first = light[0] < light[1]
+    return np.stack([opacity * first, opacity * ~first])
+
+  def _locate(
+    self, tones: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(soft mask [f h w] of the object, present [f], stray [f])."""
+    areas = self._areas[:, None]
+    whole = (tones > 0.5).sum((2, 3))
+    held = np.stack([_in_windows(tone > 0.5, self._side) for tone in tones])
+    both = np.minimum(held / areas[..., None, None], 1).min(0)
+    best = both.max((1, 2))
+    # Of windows that are equally full, the one in their middle.
+    full = both >= best[:, None, None] - 1e-6
+    masks, near = tones.sum(0), full
+    y, x = np.mgrid[: self._h, : self._w]
+    for _ in range(3):
+      center = templates.moments(near)[0][:, :, None, None]
+      off = np.maximum(np.abs(y - center[:, 0]), np.abs(x - center[:, 1]))
+      near = masks * (off <= self._reach)
+    present = (best >= _ENOUGH) & (whole < _TOO_MUCH * areas).all(0)
+    stray = 1 - near.sum((1, 2)) / np.maximum(masks.sum((1, 2)), 1e-6)
+    return near, present, stray
+
+  def _likeness(
+    self, image: np.ndarray, center: np.ndarray, radius: float
+  ) -> float:
+    """Best agreement with the bank of the object of an image [h w 4]."""
+    crop = _crops(image[None], center[None], np.array([radius]))
+    agreement = _agreement(crop, self._bank)
+    best, scores = self._bank[agreement.argmax()][None], [agreement.max()]
+    # What is missing moves the centre and the size of the rest. So the rest is
+    # aligned by how it looks: first by much, then by little.
+    for step in (0.3, 0.15, 0.15):
+      centers = center + step * radius * _NEAR[:, :2]
+      radii = radius * np.exp(step * _NEAR[:, 2])
+      many = np.broadcast_to(image, (len(_NEAR), *image.shape))
+      agreement = _agreement(_crops(many, centers, radii), best)
+      center, radius = centers[agreement.argmax()], radii[agreement.argmax()]
+      scores.append(agreement.max())
+    return float(max(scores))
+
+
+def margin(concept: Concept, background: str) -> float:
+  """How far in RGB a concept's tones, lit or not, are from a background."""
+  start, end = templates.tones()
+  i = BACKGROUNDS.index(background)
+  tones = np.concatenate([concept.paint, 0.8 * concept.paint])
+  return float(_distance(tones, start[i], end[i]).min())
+
+
+def _to_color(pixels: np.ndarray, color: np.ndarray) -> np.ndarray:
+  """Distance [...] of colours [... 3] from one in light and in shade."""
+  color = np.asarray(color, np.float32)
+  return _distance(pixels, 0.7 * color, np.minimum(1.1 * color, 1))
+
+
+def _distance(
+  pixels: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+  """Distance [...] of colours [... 3] from a segment [3] to [3]."""
+  along = end - start
+  t = np.clip((pixels - start) @ along / (along @ along), 0, 1)
+  return np.sqrt(((pixels - start - t[..., None] * along) ** 2).sum(-1))
+
+
+def _in_windows(mask: np.ndarray, side: int) -> np.ndarray:
+  """Pixels [f h w] of a mask in the square about each pixel; side is odd."""
+  half = side // 2
+  edge = (half + 1, half)
+  sums = np.pad(mask.astype(np.int32), ((0, 0), edge, edge))
+  sums = sums.cumsum(1).cumsum(2)
+  sums = sums[:, side:] - sums[:, :-side]
+  return sums[:, :, side:] - sums[:, :, :-side]
+
+
+def _agreement(ours: np.ndarray, bank: np.ndarray) -> np.ndarray:
+  """[n] of crops [n i j 4], of which one side may be one for all."""
+  mask, other = ours[..., 3], bank[..., 3]
+  apart = np.sqrt(((ours[..., :3] - bank[..., :3]) ** 2).sum(-1))
+  agree = np.clip(1 - apart / 0.5, 0, 1) * np.minimum(mask, other)
+  return agree.sum((1, 2)) / np.maximum(mask, other).sum((1, 2))
+
+
+def _with_mask(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+  """Colours [f h w 3] and masks [f h w] as images [f h w 4]."""
+  return np.concatenate([pixels, masks[..., None]], -1).astype(np.float32)
+
+
+def _crops(
+  images: np.ndarray,
+  center: np.ndarray,
+  radius: np.ndarray,
+  turn: float = 0.0,
+) -> np.ndarray:
+  """Parts [f CROP CROP c] of images [f h w c], as `templates.crop` cuts them.
+
+  Args:
+    images: [f h w c].
+    center: [f 2] (y, x) of the middle.
+    radius: [f] root mean square radius in pixels; sets the scale.
+    turn: radians, clockwise.
+  """
+  step = (np.arange(_CROP) + 0.5) / _CROP * 2 - 1
+  dy, dx = np.meshgrid(step, step, indexing='ij')
+  c, s = np.cos(turn), np.sin(turn)
+  reach = templates.EXTENT * radius[:, None, None]
+  y = center[:, 0, None, None] + reach * (c * dy - s * dx)
+  x = center[:, 1, None, None] + reach * (s * dy + c * dx)
+  return _bilinear(images, y, x)
+
+
+def _bilinear(images: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """Values [f i j c] of images [f h w c] at (y, x) [f i j]; 0 outside."""
+  images = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
+  _, h, w, _ = images.shape
+  y, x = np.clip(y + 1, 0, h - 2), np.clip(x + 1, 0, w - 2)
+  top, left = np.floor(y).astype(int), np.floor(x).astype(int)
+  dy, dx = (y - top)[..., None], (x - left)[..., None]
+  f = np.arange(len(images))[:, None, None]
+  row = lambda i: images[f, i, left] * (1 - dx) + images[f, i, left + 1] * dx
+  return (row(top) * (1 - dy) + row(top + 1) * dy).astype(np.float32)

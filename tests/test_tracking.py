@@ -1,0 +1,110 @@
+"""The metrics file tells one undisturbed story; the progress says how long."""
+
+import json
+import sys
+
+import pytest
+
+from dcjax import tracking
+
+
+def write(folder, stage, steps, *, resume=0):
+  metrics = tracking.Metrics(folder, stage, resume=resume)
+  for step in steps:
+    metrics.write(step, {'loss': 1.0 / step})
+  metrics.close()
+  return folder / 'metrics.jsonl'
+
+
+def test_a_record_a_line_in_order(tmp_path):
+  write(tmp_path, 'set', (1, 2))
+  path = write(tmp_path, 'sequence', (1,))
+  assert tracking.read(path) == [
+    {'stage': 'set', 'step': 1, 'loss': 1.0},
+    {'stage': 'set', 'step': 2, 'loss': 0.5},
+    {'stage': 'sequence', 'step': 1, 'loss': 1.0},
+  ]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+  """A killed process has flushed nothing that was not flushed before."""
+  metrics = tracking.Metrics(tmp_path, 'set')
+  metrics.write(1, {'loss': 2.0})
+  assert len(tracking.read(tmp_path / 'metrics.jsonl')) == 1
+  metrics.close()
+
+
+def test_resume_drops_only_the_later_lines_of_its_stage(tmp_path):
+  write(tmp_path, 'set', (1, 2, 3))
+  undisturbed = write(tmp_path, 'sequence', (1, 2, 3, 4)).read_bytes()
+  path = write(tmp_path, 'sequence', (3, 4), resume=2)
+  assert path.read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize('cut', [1, 9, 30])
+def test_a_torn_last_line_is_forgotten(tmp_path, cut):
+  undisturbed = write(tmp_path, 'set', (1, 2, 3)).read_bytes()
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(undisturbed[:-cut])
+  # One byte less and only the end of the line is missing.
+  kept = 3 if cut == 1 else 2
+  assert [r['step'] for r in tracking.read(path)] == [1, 2, 3][:kept]
+  write(tmp_path, 'set', (3,), resume=2)
+  assert path.read_bytes() == undisturbed
+
+
+def test_without_tensorboard_there_are_metrics_all_the_same(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  path = write(tmp_path, 'set', (1,))
+  assert json.loads(path.read_text()) == {'stage': 'set', 'step': 1, 'loss': 1}
+  assert not (tmp_path / 'tensorboard').exists()
+
+
+class Clock:
+  """Time that passes when it is told to."""
+
+  def __init__(self, monkeypatch):
+    self.now = 100.0
+    monkeypatch.setattr(tracking.time, 'monotonic', lambda: self.now)
+
+
+def test_progress_gives_rate_and_time_left(monkeypatch, capsys):
+  clock = Clock(monkeypatch)
+  progress = tracking.Progress('set', 1000)
+  clock.now += 60.0  # compilation: not part of the rate
+  progress.update(1, 3.0)
+  clock.now += 20.0
+  progress.update(41, 2.5)
+  progress.close()
+  compiled, line = capsys.readouterr().err.splitlines()
+  assert compiled == 'set: compiled, 999 steps to go'
+  assert line == 'set 41/1000  loss 2.5000  2.00 steps/s  7:59 left'
+
+
+def test_progress_of_a_resumed_run_counts_its_own_steps(monkeypatch, capsys):
+  clock = Clock(monkeypatch)
+  progress = tracking.Progress('set', 600, start=500)
+  progress.update(501, 1.0)
+  clock.now += 16.0
+  progress.update(517, 1.0)
+  assert '1.00 steps/s  1:23 left' in capsys.readouterr().err
+
+
+def test_where_there_is_no_terminal_lines_are_few(monkeypatch, capsys):
+  clock = Clock(monkeypatch)
+  progress = tracking.Progress('set', 200)
+  for step in range(1, 201):
+    clock.now += 0.5
+    progress.update(step, 1.0)
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) < 10
+  assert lines[-1].startswith('set 200/200')
+
+
+@pytest.mark.parametrize(
+  'seconds,text', [(0, '0:00'), (59.9, '0:59'), (61, '1:01'), (3725, '1:02:05')]
+)
+def test_clock(seconds, text):
+  assert tracking.clock(seconds) == text
