@@ -1,17 +1,20 @@
 """Trains the embedded `world` base from nothing: autoencoder, images, clips.
 
   python -m dcjax.main --config=configs/pretrain_world.py --workdir=runs/world
-  python -m dcjax.main --config=configs/pretrain_world.py:tiny    (minutes, to try)
+  python -m dcjax.main --config=configs/pretrain_world.py:tiny    (minutes, to
+  try)
 
 Stages: an autoencoder on scenes and free textures; then the transformer and its
 text encoder together, on clips for motion and on many stills, the cheap teacher
-of look and words. The shipped base: one H200, 1800 steps of the first stage (110
-s) and 3672 of the second (310 s, stopped before the end of its decay), then the
-variant `sharpen` on two cores; training.json beside the weights has it all.
+of look and words. The shipped base: one H200, 1800 steps of the first stage
+(110 s) and 3672 of the second (310 s, stopped before the end of its decay),
+then the variant `sharpen` on two cores; training.json beside the weights has it
+all.
 """
 
-from dcjax.errors import DcjaxError
 from ml_collections import ConfigDict
+
+from dcjax.errors import DcjaxError
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -121,14 +124,16 @@ def _sharpen(c: ConfigDict) -> None:
   The latents stay what they are, and with them all that reads or writes them.
   """
   c.dtype = 'float32'
-  c.log_every, c.save_every, c.preview_every = 5, 50, 50
+  c.log_every, c.save_every, c.preview_every = 20, 200, 200
   c.seed = 1  # scenes that no earlier stage has seen
   c.stages = ('decoder',)
   c.decoder = ConfigDict(c.autoencoder.to_dict())
   c.decoder.update(
-    dict(train='^vae/(decoder|post_quant)', steps=240, ema=0.97, mix=((17, 6),))
+    dict(
+      train='^vae/(decoder|post_quant)', steps=1800, ema=0.995, mix=((9, 3),)
+    )
   )
-  c.decoder.optimizer.update(dict(lr=5e-4, warmup=10))
+  c.decoder.optimizer.update(dict(lr=1e-3, warmup=20))
 
 
 def _shrink(c: ConfigDict) -> None:
@@ -141,5 +146,3 @@ def _shrink(c: ConfigDict) -> None:
   for stage in (c.autoencoder, c.world):
     stage.steps = 2
     stage.mix = tuple((frames, 2) for frames, _ in stage.mix)
-
-

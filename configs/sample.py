@@ -1,17 +1,20 @@
 """Makes videos of prompts, with or without concepts.
 
   python -m dcjax.main --config=configs/sample.py \
-    --config.prompt="a large red star on a plain navy background. the star is bouncing."
+    --config.prompt=\
+    "a large red star on a plain navy background. the star is bouncing."
   python -m dcjax.main --config=configs/sample.py \
     --config.concepts=runs/set_seq/concept.safetensors \
-    --config.prompt="a [v] thing on a striped teal background. the thing is [u] moving."
+    --config.prompt=\
+    "a [v] thing on a striped teal background. the thing is [u] moving."
 
-Several concepts are separated by commas; their words are then [v1] [u1] [v2] [u2].
-A number left at 0 is the base's own.
+Several concepts are separated by commas; their words are then [v1] [u1] [v2]
+[u2]. A number left at 0 is the base's own.
 """
 
-from dcjax.errors import DcjaxError
 from ml_collections import ConfigDict
+
+from dcjax.errors import DcjaxError
 
 
 def get_config(variant: str = '') -> ConfigDict:

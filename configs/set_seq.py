@@ -7,16 +7,17 @@
 
 Stage `set` learns the appearance (basis A1, coefficients B1, word [v]) from the
 unordered frames; stage `sequence` freezes them and learns the motion (B2, [u])
-from the clip. The result is runs/NAME/concept.safetensors, and report.html shows
-it in new scenes. Every value of `dcjax/recipes.py` is an option, for example
---config.sequence.steps=400.
+from the clip. The result is runs/NAME/concept.safetensors, and report.html
+shows it in new scenes. Every value of `dcjax/recipes.py` is an option, for
+example --config.sequence.steps=400.
 
 Variants: `tiny` runs a few steps of everything.
 """
 
+from ml_collections import ConfigDict
+
 from dcjax import recipes
 from dcjax.errors import DcjaxError
-from ml_collections import ConfigDict
 
 
 def get_config(variant: str = '') -> ConfigDict:

@@ -8,13 +8,13 @@ from pathlib import Path
 import re
 from typing import Any
 
-from dcjax import machine
-from dcjax import sampling
+from ml_collections import ConfigDict
+
+from dcjax import machine, sampling
 from dcjax.concept import Concept
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.weights.base import Base, load_base
-from ml_collections import ConfigDict
 
 
 def run(config: ConfigDict, workdir: str) -> None:

@@ -12,7 +12,15 @@ from typing import Any
 
 import jax
 
-PACKAGES = ('dcjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+PACKAGES = (
+  'dcjax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+)
 
 
 def describe() -> dict[str, Any]:

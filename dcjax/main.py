@@ -11,9 +11,7 @@ from pathlib import Path
 import runpy
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dcjax.errors import DcjaxError
@@ -105,7 +103,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _quiet_main(argv: list[str]) -> None:
-  """Runs `main` without the libraries' chatter; --verbosity=0 brings it back."""
+  """Runs `main` without the libraries' chatter, unless --verbosity is given."""
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
   main(argv)

@@ -10,15 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from dcjax import sampling
-from dcjax.data import cache
-from dcjax.data import captions
+from dcjax.data import cache, captions
 from dcjax.data import prompts as prompts_lib
 from dcjax.data import scene as scene_lib
 from dcjax.data import video as video_lib
 from dcjax.weights.base import Base
-import jax
-import numpy as np
 
 # Samples made at once: bounds the memory of sampling.
 CHUNK = 4
@@ -124,7 +124,7 @@ def sample_prior(
 def prior_prompts(
   base: Base, noun: str, count: int, seed: int
 ) -> list[tuple[str, str]]:
-  """Pairs of an appearance and a motion sentence in words that the base knows."""
+  """Pairs of an appearance and a motion sentence in words of the base."""
   if base.name != 'world':
     return prompts_lib.prior_prompts(noun, count)
   pairs = []
@@ -137,12 +137,17 @@ def prior_prompts(
 
 
 def sample_many(
-  base: Base, prompts: Sequence[str], *, seed: int, **options: Any
+  base: Base,
+  prompts: Sequence[str],
+  *,
+  seed: int,
+  frames: int | None = None,
+  **options: Any,
 ) -> np.ndarray:
   """`sampling.sample` a few prompts at a time; noise i depends on i alone."""
   f = base.format
   noise = sampling.draw_noise(
-    base, len(prompts), seed, f.frames, f.height, f.width
+    base, len(prompts), seed, frames or f.frames, f.height, f.width
   )
   starts = range(0, len(prompts), CHUNK)
   return np.concatenate(

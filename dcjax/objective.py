@@ -1,25 +1,24 @@
 """From a batch to a loss: one flow-matching loss for every stage.
 
-An objective is a pure function `loss(params, batch, context, key) -> (loss, aux)`.
-`context` holds arrays that every step shares and that nothing trains, such as the
-features of the prompts; `aux` is a dict of scalars for the log. Every key is split
-by what it is for, so a draw does not move when another one is added.
+An objective is a pure function `loss(params, batch, context, key) -> (loss,
+aux)`. `context` holds arrays that every step shares and that nothing trains,
+such as the features of the prompts; `aux` is a dict of scalars for the log.
+Every key is split by what it is for, so a draw does not move when another one
+is added.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dcjax import flow
-from dcjax import lora
-from dcjax.data import captions
-from dcjax.data import prompts
-from dcjax.data import world
+import jax
+import jax.numpy as jnp
+
+from dcjax import flow, lora
+from dcjax.data import captions, prompts, world
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
 from dcjax.models.wan_vae import WanVAE, normalize
 from dcjax.stage import Stage
-import jax
-import jax.numpy as jnp
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 # Samples of a batch are logged by how noisy they are.
@@ -64,7 +63,8 @@ def flow_loss(
   )
   x0_hat = None
   if self_cond:
-    # Bit diffusion: a first pass without an estimate gives one, to some samples.
+    # Bit diffusion: a first pass without an estimate gives one, to some
+    # samples.
     estimate = jax.lax.stop_gradient(flow.x0_from_velocity(x_t, call(None), t))
     fed = jax.random.bernoulli(key_self, stage.self_cond, t.shape)
     x0_hat = jnp.where(fed[:, None, None, None, None], estimate, 0.0)
@@ -76,8 +76,9 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
   """Flow matching on cached latents and prompts with learned words.
 
   The batch is {'latents' [b f h w c], 'prompt' [b]}, or with prior preservation
-  {'concept': ..., 'prior': ...} of two such. The context holds, for every prompt,
-  'features' [p l d], 'mask' [p l] and 'slots' [p l] (see `prompts.place`).
+  {'concept': ..., 'prior': ...} of two such. The context holds, for every
+  prompt, 'features' [p l d], 'mask' [p l] and 'slots' [p l] (see
+  `prompts.place`).
   """
   velocity = lora.with_lora(dit.apply)
   self_cond = dit.config.self_cond is not None
@@ -154,7 +155,7 @@ def pretrain(
   seed: int,
   length: int,
 ) -> Objective:
-  """Flow matching on rendered scenes; text encoder and transformer learn together.
+  """Flow matching on rendered scenes, for text encoder and transformer.
 
   The batch is {frames: sample indices [b]}: nothing but numbers travels to the
   device, which draws, encodes and captions the scenes itself. The context is
@@ -162,7 +163,8 @@ def pretrain(
   encoded once; without one, every sample is a new scene.
   """
   ids = {word: int(i) for word, i in word_ids.items()}
-  # What stands for a word that the base does not know, in the prompts of others.
+  # What stands for a word that the base does not know, in the prompts of
+  # others.
   strangers = jnp.asarray(
     [ids['<unk>'], ids['<extra_id_0>'], ids['<extra_id_1>']]
   )
@@ -192,7 +194,7 @@ def pretrain(
       tokens, mask = jax.vmap(caption, (0, 0, None))(scenes, indices, frames)
       features = text.apply({'params': params['text_encoder']}, tokens, mask)
       features = prompts.drop_rows(key_text, features, mask, stage.text_drop)
-      t, error = flow_loss(
+      _, error = flow_loss(
         lambda *args, **kwargs: dit.apply(
           {'params': params['transformer']}, *args, **kwargs
         ),
@@ -241,9 +243,7 @@ def _estrange(key, tokens, mask, strangers, prompt_drop):
   tokens = jnp.where(strange & mask, which, tokens)
   empty = jnp.arange(tokens.shape[0]) == 0
   dropped = jax.random.bernoulli(key_prompt, prompt_drop)
-  tokens = jnp.where(
-    dropped, jnp.where(empty, captions.EOS, 0), tokens
-  )
+  tokens = jnp.where(dropped, jnp.where(empty, captions.EOS, 0), tokens)
   return tokens, jnp.where(dropped, empty, mask)
 
 
@@ -270,7 +270,9 @@ def autoencoder(vae: WanVAE, *, seed: int, kl_weight: float) -> Objective:
     for frames, indices in sorted(batch.items()):
       x = videos(indices, int(frames))
       mean, logvar = vae.apply(variables, x, method='encode')
-      noise = jax.random.normal(jax.random.fold_in(key, int(frames)), mean.shape)
+      noise = jax.random.normal(
+        jax.random.fold_in(key, int(frames)), mean.shape
+      )
       z = mean + jnp.exp(0.5 * logvar) * noise
       y = vae.apply(variables, z, clip=False, method='decode')
       l2 = jnp.square(x - y).mean()

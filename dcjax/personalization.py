@@ -14,20 +14,26 @@ from pathlib import Path
 import time
 from typing import Any
 
-from dcjax import lora
-from dcjax import machine
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from dcjax import (
+  lora,
+  machine,
+  recipes,
+  report,
+  sampling,
+  tracking,
+  train,
+  tree,
+)
 from dcjax import material as material_lib
 from dcjax import objective as objective_lib
-from dcjax import recipes
-from dcjax import report
-from dcjax import sampling
 from dcjax import stage as stage_lib
-from dcjax import tracking
-from dcjax import train
-from dcjax import tree
 from dcjax.concept import Concept
-from dcjax.data import cache
-from dcjax.data import pipeline
+from dcjax.data import cache, pipeline
 from dcjax.data import prompts as prompts_lib
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
@@ -35,13 +41,11 @@ from dcjax.material import Material, Prior
 from dcjax.models.dit import DiT
 from dcjax.stage import Stage
 from dcjax.weights.base import ASSETS, Base, load_base
-import jax
-import jax.numpy as jnp
-from ml_collections import ConfigDict
-import numpy as np
 
 # The sample clip of the embedded base: a video and its two prompts.
 SAMPLE = ASSETS / 'world' / 'sample.mp4'
+# Stills in a preview of a stage that learns from stills.
+STILLS = 4
 # Prompts for another video on the embedded base, in words that it knows.
 PLAIN_PROMPTS = {
   'appearance': 'a [v] thing.',
@@ -107,6 +111,7 @@ class Personalization:
     self, base: Base, config: ConfigDict, workdir: str | os.PathLike
   ):
     self.base, self.config, self.workdir = base, config, Path(workdir)
+    _check_numbers(config)
     self.video, self.appearance, self.motion = _what_to_learn(base, config)
     self.full = prompts_lib.join(self.appearance, self.motion)
     self.scenes = {'reconstruction': self.full} | _edits(
@@ -262,22 +267,33 @@ class Personalization:
     s = self.config.sample
     return {'steps': s.steps or None, 'guidance': s.guidance or None}
 
-  def _sample(self, concept: Concept, prompts: Sequence[str]) -> np.ndarray:
+  def _sample(
+    self, concept: Concept, prompts: Sequence[str], frames: int | None = None
+  ) -> np.ndarray:
     return material_lib.sample_many(
       self.base,
       prompts,
       seed=self.config.sample.seed,
+      frames=frames,
       concepts=[concept],
       **self._sample_options(),
     )
 
-  def _preview(self, stage: Stage, step: int, params: Mapping[str, Any]) -> None:
+  def _preview(
+    self, stage: Stage, step: int, params: Mapping[str, Any]
+  ) -> None:
+    """What the stage has learnt so far: some stills, or the clip."""
     concept = Concept.from_params(params, self.base, self._meta())
-    prompt = self.appearance if stage.data == 'frames' else self.full
-    self._keep(f'{stage.name}_{step:05}_preview', self._sample(concept, [prompt])[0])
+    if stage.data == 'frames':
+      stills = self._sample(concept, [self.appearance] * STILLS, frames=1)
+      video = np.concatenate(list(stills), axis=2)
+    else:
+      video = self._sample(concept, [self.full])[0]
+    self._keep(f'{stage.name}_{step:05}_preview', video)
 
   def _keep(self, name: str, video: np.ndarray) -> None:
-    path = self.workdir / 'samples' / f'{name}.mp4'
+    suffix = 'mp4' if len(video) > 1 else 'png'
+    path = self.workdir / 'samples' / f'{name}.{suffix}'
     path.parent.mkdir(parents=True, exist_ok=True)
     # Small videos are enlarged to be seen in any player.
     scale = max(1, 256 // video.shape[1])
@@ -345,7 +361,7 @@ class Personalization:
     for stage in self.stages:
       folder = self.workdir / 'samples'
       prompt = self.appearance if stage.data == 'frames' else self.full
-      for path in sorted(folder.glob(f'{stage.name}_*_preview.mp4')):
+      for path in sorted(folder.glob(f'{stage.name}_*_preview.*')):
         step = int(path.stem.split('_')[-2])
         clip = video_lib.read_video(path)
         # Back to the base's own pixels; the page enlarges them itself.
@@ -372,6 +388,17 @@ def _held_out(stage: Stage, material: Material) -> dict[str, jax.Array]:
   }
 
 
+def _check_numbers(config: ConfigDict) -> None:
+  """Refuses impossible numbers of the parts that check nothing themselves."""
+  least = {'tokens.vectors': 1, 'prior.videos': 0, 'sample.steps': 0}
+  for name, least_value in least.items():
+    part, key = name.split('.')
+    if config[part][key] < least_value:
+      raise DcjaxError(
+        f'config.{name} is {config[part][key]}; expected {least_value} or more'
+      )
+
+
 def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
   """(video path, appearance prompt, motion prompt), checked."""
   video = config.data.video or str(SAMPLE)
@@ -393,11 +420,11 @@ def _edits(config: ConfigDict, base: Base, appearance: str) -> dict[str, str]:
   if not config.edits:
     return recipes.edits(base.name, appearance)
   pairs = [edit.partition(':') for edit in config.edits]
-  bad = [label for label, colon, prompt in pairs if not (colon and prompt.strip())]
+  bad = [
+    label for label, colon, prompt in pairs if not (colon and prompt.strip())
+  ]
   if bad:
-    raise DcjaxError(
-      f'config.edits holds {bad[0]!r}; expected "label: prompt"'
-    )
+    raise DcjaxError(f'config.edits holds {bad[0]!r}; expected "label: prompt"')
   edits = {label.strip(): prompt.strip() for label, _, prompt in pairs}
   prompts_lib.encode(
     base.tokenizer,

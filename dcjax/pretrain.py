@@ -8,21 +8,22 @@ from pathlib import Path
 import time
 from typing import Any
 
-from dcjax import machine
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax import machine, train
 from dcjax import objective as objective_lib
 from dcjax import stage as stage_lib
-from dcjax import train
 from dcjax.data import tokenizer as tokenizer_lib
 from dcjax.data import world
 from dcjax.errors import DcjaxError
-from dcjax.models.dit import DiT, DiTConfig
+from dcjax.models.dit import DiT
+from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
 from dcjax.weights import base as base_lib
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 
 class Indices:
@@ -209,11 +210,18 @@ def _with_statistics(base: base_lib.Base) -> VAEConfig:
 
 
 def _record(config: Any, workdir: str, hours: float) -> None:
-  """Says, beside the weights, how they came about."""
-  record = {
+  """Says, beside the weights, how they came about: all runs that made them."""
+  folder, before = Path(workdir) / 'base', Path(config.init or '.')
+  runs, metrics = [], ''
+  if config.init and (before / 'training.json').exists():
+    runs = json.loads((before / 'training.json').read_text())['runs']
+    metrics = (before / 'metrics.jsonl').read_text()
+  run = {
     'config': json.loads(config.to_json_best_effort()),
     'hours': round(hours, 3),
     'machine': machine.describe(),
   }
-  path = Path(workdir) / 'base' / 'training.json'
-  path.write_text(json.dumps(record, indent=2) + '\n')
+  text = json.dumps({'runs': [*runs, run]}, indent=1)
+  (folder / 'training.json').write_text(text + '\n')
+  metrics += (Path(workdir) / 'metrics.jsonl').read_text()
+  (folder / 'metrics.jsonl').write_text(metrics)

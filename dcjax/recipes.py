@@ -79,7 +79,9 @@ def _stages() -> tuple[ConfigDict, ConfigDict]:
   )
   return (
     ConfigDict(dict(common, data='frames', train=SET, steps=600, dropout=0.8)),
-    ConfigDict(dict(common, data='clip', train=SEQUENCE, steps=900, dropout=0.5)),
+    ConfigDict(
+      dict(common, data='clip', train=SEQUENCE, steps=900, dropout=0.5)
+    ),
   )
 
 
@@ -120,13 +122,21 @@ def edits(base: str, appearance: str) -> dict[str, str]:
       'still': f'{subject} sits still in a park',
       'motion alone': 'a robot doing [u]',
     }
-  thing = 'a [v] thing'
+  moving = 'the thing is [u] moving.'
+
+  def thing(ground: str, action: str = moving) -> str:
+    return f'a [v] thing on a {ground} background. {action}'
+
   return {
-    'new background': f'{thing} on a plain teal background. the thing is [u] moving.',
-    'patterned place': f'{thing} on a checkered navy background. the thing is [u] moving.',
-    'gradient place': f'{thing} on a gradient maroon background. the thing is [u] moving.',
-    'new action': f'{thing} on a plain grey background. the thing is moving right.',
-    'standing still': f'{thing} on a dotted olive background. the thing is still.',
-    'motion alone': 'a large yellow star on a plain navy background. the star is [u] moving.',
-    'in company': f'{thing} and a small red star on a plain grey background. the thing is [u] moving.',
+    'new background': thing('plain teal'),
+    'patterned place': thing('checkered navy'),
+    'gradient place': thing('gradient maroon'),
+    'new action': thing('plain grey', 'the thing is moving right.'),
+    'standing still': thing('dotted olive', 'the thing is still.'),
+    'motion alone': (
+      'a large yellow star on a plain brown background. the star is [u] moving.'
+    ),
+    'in company': (
+      'a [v] thing and a small red star on a plain grey background. ' + moving
+    ),
   }

@@ -4,21 +4,18 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 
-from dcjax import flow
-from dcjax import lora
-from dcjax.concept import Concept
-from dcjax.concept import join
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax import flow, lora
+from dcjax.concept import Concept, join
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
-from dcjax.models.wan_vae import denormalize
-from dcjax.models.wan_vae import normalize
-from dcjax.models.wan_vae import WanVAE
+from dcjax.models.wan_vae import WanVAE, denormalize, normalize
 from dcjax.weights.base import Base
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 
 def working_dtype() -> jnp.dtype:
@@ -75,7 +72,7 @@ def sample(
   if noise is None:
     size = (frames or f.frames, height or f.height, width or f.width)
     noise = draw_noise(base, len(many), seed, *size)
-  noise = jnp.asarray(noise, jnp.float32).reshape(len(many), *noise.shape[-4:])
+  noise = _as_batch(base, noise, len(many))
   transformer, tokens = base.params['transformer'], {}
   if concepts:
     transformer, tokens = join(concepts).put_into(base, transformer)
@@ -94,6 +91,24 @@ def sample(
   )
   videos = decode(base, latents)
   return videos[0] if isinstance(prompt, str) else videos
+
+
+def _as_batch(base: Base, noise: Any, n: int) -> jax.Array:
+  """Noise of n videos as float32 [n f h w c]; DcjaxError if it is not."""
+  noise = jnp.asarray(noise, jnp.float32)
+  if noise.ndim == 4 and n == 1:
+    noise = noise[None]
+  dit = base.dit
+  if (
+    noise.ndim != 5
+    or (len(noise), noise.shape[-1]) != (n, dit.channels)
+    or any(x % p for x, p in zip(noise.shape[1:4], dit.patch, strict=True))
+  ):
+    raise DcjaxError(
+      f'noise is {list(noise.shape)}; expected [{n} f h w {dit.channels}] with '
+      f'f, h, w in multiples of {", ".join(map(str, dit.patch))}'
+    )
+  return noise
 
 
 def draw_noise(

@@ -1,7 +1,7 @@
 """A stage of training as a value.
 
-A method, a baseline or an ablation is a list of stages in a config; there is one
-trainer for all of them. What a stage trains is a regular expression over
+A method, a baseline or an ablation is a list of stages in a config; there is
+one trainer for all of them. What a stage trains is a regular expression over
 parameter names: the appearance stage of Set-and-Sequence is `lora/(a1|b1)`, its
 motion stage `lora/b2`, textual inversion `^tokens/`, pretraining `.*`.
 """
@@ -54,7 +54,9 @@ class Optimizer:
       value = getattr(self, key)
       _require(value in names, f'optimizer.{key}', value, ' or '.join(names))
     _require(self.lr > 0, 'optimizer.lr', self.lr, 'a positive number')
-    _require(self.warmup >= 0, 'optimizer.warmup', self.warmup, '0 or more steps')
+    _require(
+      self.warmup >= 0, 'optimizer.warmup', self.warmup, '0 or more steps'
+    )
     _require(self.clip >= 0, 'optimizer.clip', self.clip, '0 (none) or more')
 
 
@@ -122,7 +124,10 @@ class Stage:
       value = getattr(self, key)
       _require(0 <= value < 1, key, value, 'a number from 0 to below 1')
     _require(
-      0 <= self.self_cond <= 1, 'self_cond', self.self_cond, 'a number from 0 to 1'
+      0 <= self.self_cond <= 1,
+      'self_cond',
+      self.self_cond,
+      'a number from 0 to 1',
     )
     _require(self.train_shift > 0, 'train_shift', self.train_shift, 'above 0')
     _require(self.prior >= 0, 'prior', self.prior, '0 or more')

@@ -11,25 +11,23 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 from pathlib import Path
 import signal
 import time
 from typing import Any
 
-from dcjax import lora
-from dcjax import optim
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcjax import lora, optim, tree
 from dcjax import state as state_lib
-from dcjax import tree
 from dcjax.checkpoint import Checkpoints
 from dcjax.data.pipeline import Loader
 from dcjax.errors import DcjaxError
 from dcjax.objective import Objective
 from dcjax.stage import Stage
 from dcjax.tracking import Metrics, Progress
-import jax
-import jax.numpy as jnp
-import optax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +85,7 @@ def make_step(
       # The mask is drawn from the step's key alone: all microbatches share it.
       params = tree.combine(frozen, trainable)
       if stage.dropout:
-        dropped = lora.drop(
-          trainable, key_drop, stage.dropout, stage.dropped
-        )
+        dropped = lora.drop(trainable, key_drop, stage.dropout, stage.dropped)
         params = tree.combine(frozen, dropped)
       return objective(params, batch, context, key)
 
@@ -106,9 +102,7 @@ def make_step(
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, frozen, batch, context, key):
     key = jax.random.fold_in(key, state.step)
-    (loss, aux), grads = gradients(
-      state.trainable, frozen, batch, context, key
-    )
+    (loss, aux), grads = gradients(state.trainable, frozen, batch, context, key)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.trainable
@@ -122,7 +116,9 @@ def make_step(
     if ema is not None:
       # A young average would remember the random start: it follows faster.
       decay = jnp.minimum(stage.ema, (1.0 + state.step) / (10.0 + state.step))
-      ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable)
+      ema = jax.tree.map(
+        lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable
+      )
       ema = keep(ema, state.ema)
     new = state.replace(
       step=state.step + finite.astype(jnp.int32),
@@ -162,7 +158,8 @@ def fit(
     The parameters, with the trained leaves replaced; and what it cost.
 
   Raises:
-    DcjaxError: if a number is not finite, or the checkpoints are of another run.
+    DcjaxError: if a number is not finite, or the checkpoints are of another
+      run.
   """
   trainable, frozen = tree.partition(params, stage.train)
   optimizer = optim.make(stage.optimizer, stage.steps)
@@ -217,11 +214,11 @@ class _Run:
     self.stopping = False
 
   def steps(self, step_fn, state, frozen, context, evaluate, preview):
-    """The loop proper. Metrics of a step are read after the next is sent off."""
+    """The loop: reads the metrics of a step after sending off the next."""
     stage, loop = self.stage, self.loop
     key = jax.random.fold_in(jax.random.key(loop.seed), _number(stage.name))
     timing, pending, began = Timing(), None, time.monotonic()
-    with _on_sigterm(self._stop):
+    with _OnSigterm(self._stop):
       for i in range(self.start, stage.steps):
         batch = next(self.batches)
         position = self.batches.get_state()
@@ -281,19 +278,20 @@ class _Run:
 
   def _fail(self, i, loss, norm):
     good = self.checkpoints.step
+    first = i * self.stage.batch
     raise DcjaxError(
       f'stage {self.stage.name!r} met a number that is not finite at step '
-      f'{i + 1} (loss {loss}, gradient norm {norm}, lr {float(self.rate(i)):.2e}, '
-      f'samples {i * self.stage.batch} to {(i + 1) * self.stage.batch - 1} of '
-      f'{self.stage.data!r}); the last good checkpoint is step {good or 0}; try a '
-      f'lower lr'
+      f'{i + 1} (loss {loss}, gradient norm {norm}, lr {self.rate(i):.2e}, '
+      f'samples {first} to {first + self.stage.batch - 1} of '
+      f'{self.stage.data!r}); the last good checkpoint is step {good or 0}; '
+      'try a lower lr'
     )
 
   def _stop(self, *_):
     self.stopping = True
 
 
-class _on_sigterm:
+class _OnSigterm:
   """Calls a function on SIGTERM while the block runs (main thread only)."""
 
   def __init__(self, handler):
@@ -318,8 +316,7 @@ def _evaluator(objective, held_out, context):
   key = jax.random.key(17)
   jitted = jax.jit(evaluate)
   return lambda params: {
-    name: float(x)
-    for name, x in jitted(params, held_out, context, key).items()
+    name: float(x) for name, x in jitted(params, held_out, context, key).items()
   }
 
 

@@ -11,8 +11,9 @@ import tiny
 
 from dcjax import tree
 from dcjax.errors import DcjaxError
-from dcjax.models import attention, dit, rope
-from dcjax.models.dit import DiT, DiTConfig
+from dcjax.models import attention, dit, dit_config, rope
+from dcjax.models.dit import DiT
+from dcjax.models.dit_config import DiTConfig
 
 SHAPE = (2, 3, 4, 6, 4)  # [b f h w c]: 18 tokens
 GRID = (3, 2, 3)
@@ -76,12 +77,12 @@ def shapes_of(config):
   [('wan_t2v_1_3b', 1_418_996_800), ('wan_t2v_14b', 14_288_491_584)],
 )
 def test_wan_has_its_published_size(preset, parameters):
-  assert count(shapes_of(dit.PRESETS[preset])) == parameters
+  assert count(shapes_of(dit_config.PRESETS[preset])) == parameters
 
 
 def test_the_paper_dit_has_11_5_billion_parameters():
   """Set-and-Sequence, Sec. 4; what it counts besides the blocks is open."""
-  shapes = shapes_of(dit.SNAP_DIT_11B)
+  shapes = shapes_of(dit_config.SNAP_DIT_11B)
   assert round(count(shapes['blocks']) / 1e9, 3) == 11.545
   assert round(count(shapes) / 1e9, 2) == 11.60
   dense = shapes['blocks']['modulation']['dense']['kernel']
@@ -92,7 +93,7 @@ def test_the_paper_dit_has_11_5_billion_parameters():
 
 
 def test_json_and_config_are_inverse():
-  for config in (dit.WAN_1_3B, dit.WAN_14B, tiny.DIT):
+  for config in (dit_config.WAN_1_3B, dit_config.WAN_14B, tiny.DIT):
     assert DiTConfig.from_json(config.to_json()) == config
 
 
@@ -106,7 +107,7 @@ def test_json_and_config_are_inverse():
 )
 def test_other_transformers_are_refused(change, says):
   with pytest.raises(DcjaxError, match=says):
-    DiTConfig.from_json(dit.WAN_1_3B.to_json() | change)
+    DiTConfig.from_json(dit_config.WAN_1_3B.to_json() | change)
 
 
 # ---- initialisation --------------------------------------------------------

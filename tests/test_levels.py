@@ -20,7 +20,7 @@ LEVELS = """
   concept_shapes
 
   models.rope  models.attention  models.convolution  models.vae_config
-  models.text  models.layers  models.wan_vae
+  models.text  models.layers  models.wan_vae  models.dit_config
   models.dit
 
   data.motions  data.shapes  data.textures

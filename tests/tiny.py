@@ -10,7 +10,7 @@ import pytest
 from dcjax import recipes, tree
 from dcjax.data import video
 from dcjax.data.tokenizer import build_word_tokenizer
-from dcjax.models.dit import DiTConfig
+from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
 from dcjax.weights.base import Base, Format, expected_params, save_base
@@ -131,6 +131,11 @@ def trainable_base(**kwargs) -> Base:
   """A base whose prompts may be as long as those of a concept."""
   longer = dataclasses.replace(FORMAT, text_length=24)
   return dataclasses.replace(base(**kwargs), format=longer)
+
+
+def key(seed=0):
+  """A PRNG key."""
+  return jax.random.key(seed)
 
 
 def base_folder(path) -> str:

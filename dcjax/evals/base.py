@@ -1,26 +1,24 @@
 """The `evaluate` task: does a base do what its prompts say?
 
-Clips of held-out prompts (triples of colour, shape and motion that training never
-showed) are sampled and read by the oracle, from pixels alone. The same clips
-rendered instead of sampled give the oracle's ceiling, and decoded from their own
-latents, the autoencoder's.
+Clips of held-out prompts (triples of colour, shape and motion that training
+never showed) are sampled and read by the oracle, from pixels alone. The same
+clips rendered instead of sampled give the oracle's ceiling, and decoded from
+their own latents, the autoencoder's.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from dcjax import machine
-from dcjax import material
-from dcjax import sampling
-from dcjax.data import captions
-from dcjax.data import video as video_lib
-from dcjax.data import world
-from dcjax.evals import oracle
-from dcjax.weights.base import Base, load_base
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+
+from dcjax import machine, material, sampling
+from dcjax.data import captions, world
+from dcjax.data import video as video_lib
+from dcjax.evals import oracle
+from dcjax.weights.base import Base, load_base
 
 
 def run(config: ConfigDict, workdir: str) -> None:

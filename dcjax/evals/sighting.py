@@ -14,8 +14,15 @@ from dcjax.data.scene import BACKGROUNDS
 from dcjax.errors import DcjaxError
 from dcjax.evals import oracle, templates
 
-# As far as this from a tone, in RGB, a colour is another one.
-_REACH = 0.3
+# As far as this in RGB from every mixture with a tone, it is another colour.
+_REACH = 0.25
+# Nearer than this to the background, or with less than this part of a tone, a
+# pixel is background.
+_OFF, _THIN = 0.12, 0.2
+# Where on the way between its two tones a background may be, by its pattern.
+_PLACES = (-0.35, 0.0, 0.5, 1.0, 1.25)
+# Of the body's light and rim.
+_LIGHTS = (0.7, 0.85, 1.0, 1.1)
 # A frame shows the concept if one window holds this part of both its tones.
 _ENOUGH = 0.3
 # More than this many times the concept's own area is no object.
@@ -56,7 +63,7 @@ class Finder:
     pixels = concept.video.astype(np.float32) / 255
     ground = BACKGROUNDS.index(concept.background)
     tones = self._tones(pixels, ground)
-    self._areas = np.median((tones > 0.5).sum((2, 3)), 1)
+    self._areas = np.median(tones.sum((2, 3)), 1)
     box = max(np.ptp(np.argwhere(frame), 0).max() for frame in concept.mask)
     # Its tones lie together in a window of this side, and all of it within this
     # way of its centre.
@@ -114,34 +121,41 @@ class Finder:
     return Sighting(present, identity, track, stray, ground, reading.pattern)
 
   def _tones(self, pixels: np.ndarray, ground: int) -> np.ndarray:
-    """Opacities [2 f h w] of each tone before a background of the world."""
+    """Opacities [2 f h w] of each tone before a background of the world.
+
+    A pixel is a mixture of background and one colour: a tone's or, if that
+    explains it better, one of the palette. So soft and pale objects count, by
+    as much as they cover.
+    """
     start, end = templates.tones()
-    along = end[ground] - start[ground]
-    off = _distance(
-      pixels, start[ground] - 0.35 * along, end[ground] + 0.25 * along
-    )
-    light = np.stack([_to_color(pixels, tone) for tone in self.concept.paint])
-    others = [_to_color(pixels, color) for color in templates.paints()]
-    near = light.min(0)
-    opacity = np.clip(2 * off / (off + near + 1e-6) - 0.5, 0, 1)
-    opacity *= np.clip(off / 0.12 - 0.5, 0, 1) * (near < _REACH)
-    # The palette's colours are other objects, however near.
-    opacity *= near < np.min(others, 0)
-    first = light[0] < light[1]
-    return np.stack([opacity * first, opacity * ~first])
+    along = (end - start)[ground]
+    grounds = start[ground] + np.array(_PLACES)[:, None] * along
+    seen = _distance(pixels, grounds[0], grounds[-1]) > _OFF
+    mixed = lambda color: _mixture(pixels[seen], grounds, color)
+    tones = [mixed(tone) for tone in self.concept.paint]
+    residual = np.stack([tone[0] for tone in tones])
+    others = np.min([mixed(color)[0] for color in templates.paints()], 0)
+    right = (residual < _REACH) & (residual <= residual.min(0))
+    right &= residual < others
+    result = np.zeros((2, *seen.shape), np.float32)
+    result[:, seen] = np.stack([tone[1] for tone in tones]) * right
+    return np.where(result > _THIN, result, 0)
 
   def _locate(
     self, tones: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(soft mask [f h w] of the object, present [f], stray [f])."""
     areas = self._areas[:, None]
-    whole = (tones > 0.5).sum((2, 3))
-    held = np.stack([_in_windows(tone > 0.5, self._side) for tone in tones])
+    whole = tones.sum((2, 3))
+    held = np.stack([_in_windows(tone, self._side) for tone in tones])
     both = np.minimum(held / areas[..., None, None], 1).min(0)
-    best = both.max((1, 2))
-    # Of windows that are equally full, the one in their middle.
-    full = both >= best[:, None, None] - 1e-6
-    masks, near = tones.sum(0), full
+    best, masks = both.max((1, 2)), tones.sum(0)
+    # Of windows that are equally full, the one about which most lies. One, not
+    # the middle of several: there may be two of it.
+    about = _in_windows(masks, 2 * int(self._reach) + 1)
+    fullest = (both + 1e-3 * about / areas.sum()).reshape(len(both), -1)
+    near = np.zeros_like(both)
+    near.reshape(len(both), -1)[np.arange(len(both)), fullest.argmax(1)] = 1
     y, x = np.mgrid[: self._h, : self._w]
     for _ in range(3):
       center = templates.moments(near)[0][:, :, None, None]
@@ -178,10 +192,29 @@ def margin(concept: Concept, background: str) -> float:
   return float(_distance(tones, start[i], end[i]).min())
 
 
-def _to_color(pixels: np.ndarray, color: np.ndarray) -> np.ndarray:
-  """Distance [...] of colours [... 3] from one in light and in shade."""
-  color = np.asarray(color, np.float32)
-  return _distance(pixels, 0.7 * color, np.minimum(1.1 * color, 1))
+def _mixture(
+  pixels: np.ndarray, grounds: np.ndarray, color: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """How pixels [n 3] are mixed of a background and a colour, lit or shaded.
+
+  Args:
+    pixels: [n 3].
+    grounds: [g 3] colours that the background has.
+    color: [3].
+
+  Returns:
+    (distance [n] from the nearest mixture, part [n] of the colour in it).
+  """
+  best, part = np.full(len(pixels), np.inf), np.zeros(len(pixels))
+  for light in _LIGHTS:
+    for ground in grounds:
+      along = np.minimum(light * color, 1) - ground
+      t = np.clip((pixels - ground) @ along / (along @ along), 0, 1)
+      apart = pixels - ground - t[:, None] * along
+      apart = np.sqrt((apart**2).sum(-1))
+      nearer = apart < best
+      best, part = np.where(nearer, apart, best), np.where(nearer, t, part)
+  return best, part
 
 
 def _distance(
@@ -197,7 +230,7 @@ def _in_windows(mask: np.ndarray, side: int) -> np.ndarray:
   """Pixels [f h w] of a mask in the square about each pixel; side is odd."""
   half = side // 2
   edge = (half + 1, half)
-  sums = np.pad(mask.astype(np.int32), ((0, 0), edge, edge))
+  sums = np.pad(mask, ((0, 0), edge, edge))
   sums = sums.cumsum(1).cumsum(2)
   sums = sums[:, side:] - sums[:, :-side]
   return sums[:, :, side:] - sums[:, :, :-side]

@@ -26,7 +26,8 @@ import numpy as np
 from dcjax import tree
 from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
-from dcjax.models.dit import DiT, DiTConfig
+from dcjax.models.dit import DiT
+from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE

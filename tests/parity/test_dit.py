@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcjax.models.dit import DiT, DiTConfig
+from dcjax.models.dit import DiT
+from dcjax.models.dit_config import DiTConfig
 from dcjax.weights import names
 
 torch = pytest.importorskip('torch')

@@ -1,0 +1,143 @@
+"""The `sample` task: files, and records from which they can be made again."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tiny import quick_compile  # noqa: F401
+
+from dcjax import generation, lora, sampling
+from dcjax.concept import Concept
+from dcjax.data import video as video_lib
+from dcjax.errors import DcjaxError
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+@pytest.fixture(scope='module')
+def base():
+  return tiny.trainable_base()
+
+
+@pytest.fixture
+def config(base, monkeypatch):
+  monkeypatch.setattr(generation, 'load_base', lambda name: base)
+  path = pathlib.Path(__file__).parents[1] / 'configs' / 'sample.py'
+  c = runpy.run_path(str(path))['get_config']()
+  c.steps, c.scale = 2, 1
+  return c
+
+
+@pytest.fixture
+def written(monkeypatch):
+  """The videos as they were given to the encoder."""
+  videos = {}
+  write = video_lib.write_video
+
+  def spy(path, video, fps, **options):
+    videos[path.name] = video
+    write(path, video, fps, **options)
+
+  monkeypatch.setattr(video_lib, 'write_video', spy)
+  return videos
+
+
+def concept(base, path, value):
+  transformer = lora.attach(
+    base.params['transformer'], 'attn/q/kernel', 2, jax.random.key(0)
+  )
+  block = transformer['blocks']['self_attn']['q']['lora']
+  block['b1'] = block['b1'] + value
+  tokens = {'v': np.full((1, 16), value, np.float32)}
+  Concept.from_params(
+    {'transformer': transformer, 'tokens': tokens}, base
+  ).save(path)
+  return str(path)
+
+
+def test_every_prompt_is_a_file_with_a_record_of_its_own(
+  base, config, written, tmp_path
+):
+  config.prompt = 'A red cat, in the snow!'
+  config.prompts = ('a blue dog.', 'a blue dog.')
+  config.seed, config.guidance, config.format = 7, 1.5, 'webp'
+  generation.run(config, str(tmp_path))
+  names = ['a_red_cat_in_the_snow_7_0', 'a_blue_dog_7_1', 'a_blue_dog_7_2']
+  files = sorted(path.name for path in tmp_path.iterdir())
+  assert files == sorted(f'{n}.{s}' for n in names for s in ('webp', 'json'))
+  for i, name in enumerate(names):
+    record = json.loads((tmp_path / f'{name}.json').read_text())
+    assert record['index'] == i
+    assert record['base']['fingerprint'] == base.fingerprint
+    # The record is enough to make it again, alone.
+    noise = sampling.draw_noise(
+      base, i + 1, record['seed'], 5, 16, 32
+    )[record['index']]
+    again = sampling.sample(
+      base,
+      record['prompt'],
+      noise=noise,
+      steps=record['steps'],
+      guidance=record['guidance'],
+      shift=record['shift'],
+      sampler=record['sampler'],
+      negative=record['negative'],
+    )
+    difference = again.astype(int) - written[f'{name}.webp'].astype(int)
+    assert np.abs(difference).max() <= 1
+  assert (written[f'{names[1]}.webp'] != written[f'{names[2]}.webp']).any()
+
+
+def test_concepts_come_by_file_with_their_weights(
+  base, config, written, tmp_path
+):
+  first = concept(base, tmp_path / 'one.safetensors', 0.4)
+  second = concept(base, tmp_path / 'two.safetensors', -0.3)
+  config.concepts = f'{first}, {second}'
+  config.identity = 0.5
+  config.prompt = 'a [v1] cat. a [v2] dog.'
+  generation.run(config, str(tmp_path / 'out'))
+  (record,) = (tmp_path / 'out').glob('*.json')
+  said = json.loads(record.read_text())['concepts']
+  assert said == [
+    {'file': first, 'identity': 0.5, 'motion': 1.0},
+    {'file': second, 'identity': 0.5, 'motion': 1.0},
+  ]
+  (half,) = written.values()
+  expected = sampling.sample(
+    base,
+    config.prompt,
+    steps=2,
+    concepts=[Concept.load(x).scaled(0.5) for x in (first, second)],
+  )
+  np.testing.assert_array_equal(half, expected)
+
+
+@pytest.mark.parametrize('kind', ['mp4', 'gif', 'webp'])
+def test_files_can_be_read(config, tmp_path, kind):
+  config.prompt, config.format, config.scale = 'a cat.', kind, 2
+  generation.run(config, str(tmp_path))
+  (path,) = tmp_path.glob(f'*.{kind}')
+  clip = video_lib.read_video(path)
+  assert clip.frames.shape == (5, 32, 64, 3)
+  assert clip.fps == pytest.approx(8.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+  'options,line',
+  [
+    ({}, 'there is no prompt'),
+    ({'prompt': 'a cat', 'format': 'avi'}, "config.format is 'avi'; use mp4"),
+    ({'prompt': 'a cat', 'concepts': 'nowhere'}, 'nowhere'),
+    ({'prompt': 'a [u] cat'}, r'\[u\] .*not been learnt'),
+  ],
+)
+def test_mistakes_are_one_line(config, tmp_path, options, line):
+  config.update(options)
+  with pytest.raises(DcjaxError, match=line):
+    generation.run(config, str(tmp_path))
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,332 @@
+"""One video in, a concept out: what each stage sees, trains and leaves."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+import tiny
+from tiny import quick_compile  # noqa: F401
+
+import dcjax
+from dcjax import material as material_lib
+from dcjax import objective, recipes, sampling, train, tree
+from dcjax.concept import Concept
+from dcjax.data import video as video_lib
+from dcjax.errors import DcjaxError
+from dcjax.models.dit import DiT
+from dcjax.personalization import Personalization
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+@pytest.fixture(scope='module')
+def base():
+  return tiny.trainable_base()
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory):
+  return tiny.clip(tmp_path_factory.mktemp('clip') / 'clip.mp4')
+
+
+def whole(clip):
+  """Everything that a run may do, in two steps a stage."""
+  c = tiny.recipe(clip, prior=0.5)
+  c.prior.videos = 2
+  c.eval_every = c.preview_every = 2
+  c.prior.noun = 'dog'
+  return c
+
+
+@dataclasses.dataclass
+class Stage:
+  """A call of `train.fit`."""
+
+  stage: object
+  before: dict
+  after: dict
+  batch: dict
+
+
+@pytest.fixture(scope='module')
+def run(base, clip, tmp_path_factory, quick_compile):
+  """(workdir, concept, its stages)."""
+  workdir, stages, fit = tmp_path_factory.mktemp('run'), [], train.fit
+
+  def spy(stage, loss, params, batches, loop, **options):
+    before = jax.tree.map(np.array, params)
+    after, timing = fit(stage, loss, params, batches, loop, **options)
+    stages.append(Stage(stage, before, after, next(batches)))
+    return after, timing
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'fit', spy)
+    concept = Personalization(base, whole(clip), workdir).run()
+  return workdir, concept, stages
+
+
+# ---- what is trained ---------------------------------------------------------
+
+CLAIMS = {
+  'set': r'lora/(a1|b1)$|^tokens/v$',
+  'sequence': r'lora/b2$|^tokens/u$',
+}
+
+
+@pytest.mark.parametrize('place,name', [*enumerate(CLAIMS)])
+def test_a_stage_moves_its_own_leaves_and_no_other(run, place, name):
+  """Whole trees, bit for bit."""
+  stage = run[2][place]
+  assert stage.stage.name == name
+  before, after = tree.flatten(stage.before), tree.flatten(stage.after)
+  assert before.keys() == after.keys()
+  for leaf in before:
+    same = before[leaf].tobytes() == np.asarray(after[leaf]).tobytes()
+    assert same != bool(re.search(CLAIMS[name], leaf)), leaf
+  kinds = {leaf.rsplit('/')[-1] for leaf in before if '/lora/' in leaf}
+  assert kinds == {'a1', 'b1', 'b2'}
+
+
+def test_stages_follow_one_another(run, base):
+  _, concept, (first, second) = run
+  assert tiny.equal(first.after, second.before)
+  kernels = {
+    name: x
+    for name, x in tree.flatten(second.after['transformer']).items()
+    if '/lora/' not in name
+  }
+  # The base itself is as it was: the concept stands apart from it.
+  assert tiny.equal(tree.unflatten(kernels), base.params['transformer'])
+  assert tiny.equal(concept.tokens, second.after['tokens'])
+  for name, x in tree.flatten(concept.lora).items():
+    np.testing.assert_array_equal(
+      x, tree.flatten(second.after['transformer'])[name]
+    )
+
+
+def test_before_training_a_concept_is_nothing(run):
+  """B1 and B2 are zero, and so are the words; A1 is drawn."""
+  leaves = tree.flatten(run[2][0].before)
+  for name, x in leaves.items():
+    if name.endswith(('b1', 'b2')) or name.startswith('tokens/'):
+      assert not np.any(x), name
+    elif name.endswith('a1'):
+      assert np.std(x) > 0, name
+
+
+# ---- what is seen ------------------------------------------------------------
+
+
+def test_set_sees_stills_and_sequence_the_clip(run, base):
+  (first, second) = run[2]
+  f, h, w, c = base.latent_shape(5, 16, 32)
+  for part, still, whole in (('concept', 0, 1), ('prior', (2, 4), (3, 5))):
+    a, b = first.batch[part], second.batch[part]
+    assert a['latents'].shape == (2, 1, h, w, c)
+    assert b['latents'].shape == (2, f, h, w, c)
+    assert set(a['prompt'].tolist()) <= set(np.ravel(still).tolist())
+    assert set(b['prompt'].tolist()) <= set(np.ravel(whole).tolist())
+  assert first.batch.keys() == {'concept', 'prior'}
+  assert first.batch['concept'].keys() == {'latents', 'prompt'}
+
+
+def pictures(folder, order):
+  """The clip's frames as a folder of pictures, in an order of our choice."""
+  folder.mkdir()
+  x = np.arange(5)[:, None, None, None] * 50 + np.arange(16 * 32 * 3).reshape(
+    1, 16, 32, 3
+  ) // 40
+  for place, frame in enumerate(x.astype(np.uint8)[list(order)]):
+    Image.fromarray(frame).save(folder / f'{place}.png')
+  return str(folder)
+
+
+@pytest.fixture(scope='module')
+def permuted(base, tmp_path_factory, quick_compile):
+  """Material of a clip and of the same frames in another order."""
+  tmp = tmp_path_factory.mktemp('permuted')
+  orders = {'straight': range(5), 'permuted': (3, 0, 4, 2, 1)}
+  return [
+    material_lib.prepare(base, pictures(tmp / name, order), None, tmp / 'cache')
+    for name, order in orders.items()
+  ]
+
+
+def test_set_never_learns_the_order_of_the_frames(base, clip, permuted):
+  """An epoch of a permuted video holds the same images, no more, no less."""
+  job = Personalization(base, tiny.recipe(clip, batch=5), 'nowhere')
+  epochs = []
+  for material in permuted:
+    loader = job._batches(job.stages[0], material, None)
+    for _ in range(2):
+      epochs.append(sorted(x.tobytes() for x in next(loader)['latents']))
+  assert all(epoch == epochs[0] for epoch in epochs)
+  assert len(set(epochs[0])) == 5
+
+
+def test_sequence_learns_the_order_of_the_frames(base, clip, permuted):
+  """Not so the clip: its latents and its loss are others."""
+  a, b = (material.latents for material in permuted)
+  assert np.abs(a - b).max() > 1e-2
+  job = Personalization(base, tiny.recipe(clip), 'nowhere')
+  stage = job.stages[1]
+  loss = jax.jit(objective.personalize(DiT(base.dit), stage))
+  context = job._context(None)
+  losses = []
+  for material in permuted:
+    loader = job._batches(stage, material, None)
+    value, _ = loss(job._params(), next(loader), context, jax.random.key(0))
+    losses.append(float(value))
+  assert abs(losses[0] - losses[1]) > 1e-4
+
+
+# ---- what is left ------------------------------------------------------------
+
+
+def test_the_folder_holds_everything(run):
+  workdir, concept, _ = run
+  names = {path.name for path in workdir.iterdir()}
+  assert names >= {
+    *('config.json', 'metrics.jsonl', 'concept.safetensors', 'report.html'),
+    *('timings.json', 'samples', 'checkpoints', 'cache'),
+  }
+  samples = {path.stem for path in (workdir / 'samples').iterdir()}
+  assert samples >= {
+    *('set_00002_preview', 'sequence_00002_preview'),
+    *('final_reconstruction', 'final_new'),
+  }
+  saved = Concept.load(workdir / 'concept.safetensors')
+  assert tiny.equal(saved.lora, concept.lora)
+  assert saved.meta['prompts'] == {
+    'appearance': tiny.APPEARANCE,
+    'motion': tiny.MOTION,
+  }
+  record = json.loads((workdir / 'config.json').read_text())
+  assert record['config']['set']['prior'] == 0.5
+  page = (workdir / 'report.html').read_text()
+  assert tiny.APPEARANCE in page
+
+
+def test_metrics_are_of_both_stages(run):
+  lines = (run[0] / 'metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  for stage in ('set', 'sequence'):
+    mine = [r for r in records if r['stage'] == stage]
+    logged = [r['step'] for r in mine if 'loss' in r]
+    assert logged == [1, 2]
+    assert all('prior' in r for r in mine if 'loss' in r)
+    assert [r['step'] for r in mine if 'held_out/t0' in r] == [2]
+
+
+def test_the_concept_can_be_sampled(run, base):
+  options = {'steps': 2, 'concepts': [run[1]]}
+  video = sampling.sample(base, 'a [v] dog [u] jumps.', **options)
+  assert video.shape == (5, 16, 32, 3)
+
+
+def test_a_finished_run_is_given_back_at_once(run, base, clip, monkeypatch):
+  workdir, concept, _ = run
+  before = (workdir / 'concept.safetensors').read_bytes()
+  times = json.loads((workdir / 'timings.json').read_text())
+
+  def never(*args):
+    raise AssertionError('a finished stage made a step')
+
+  monkeypatch.setattr(train, 'make_step', never)
+  again = Personalization(base, whole(clip), workdir).run()
+  assert tiny.equal(again.lora, concept.lora)
+  assert (workdir / 'concept.safetensors').read_bytes() == before
+  kept = json.loads((workdir / 'timings.json').read_text())
+  assert kept['set'] == times['set'] != {'compile': 0, 'steps': 0, 'step': 0}
+
+
+@pytest.mark.parametrize(
+  'change,line',
+  [
+    ({'prompts.appearance': 'a [v] dog.'}, r"prompts is .*'a \[v\] dog\.'"),
+    ({'seed': 3}, 'seed is 3 now and was 0'),
+    ({'lora.rank': 3}, 'lora is .*3'),
+    ({'set.steps': 4}, 'stages is'),
+    ({'sequence.dropout': 0.25}, r'checkpoints.sequence .*stages is'),
+  ],
+)
+def test_another_run_in_the_folder_is_refused(run, base, clip, change, line):
+  """At once, and without a trace in the folder of the first."""
+  workdir = run[0]
+  record = (workdir / 'config.json').read_bytes()
+  config = whole(clip)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(DcjaxError, match=line) as error:
+    Personalization(base, config, workdir).run()
+  assert 'another run' in str(error.value)
+  assert '\n' not in str(error.value)
+  assert (workdir / 'config.json').read_bytes() == record
+
+
+# ---- the Python surface ------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """Configs of the runs that Python callers start."""
+  configs = []
+  monkeypatch.setattr(
+    Personalization, 'run', lambda self: configs.append(self.config)
+  )
+  return configs
+
+
+def call(base, clip, tmp_path, **options):
+  prompts = {'appearance': tiny.APPEARANCE, 'motion': tiny.MOTION}
+  return dcjax.personalize(base, clip, workdir=tmp_path, **prompts | options)
+
+
+def test_python_has_the_defaults_of_the_command_line(
+  base, clip, tmp_path, calls
+):
+  call(base, clip, tmp_path)
+  expected = recipes.personalize('paper')
+  expected.data.video = clip
+  expected.prompts.update(
+    dict(appearance=tiny.APPEARANCE, motion=tiny.MOTION)
+  )
+  assert calls[0].to_dict() == expected.to_dict()
+
+
+def test_python_options_are_those_of_the_config(base, clip, tmp_path, calls):
+  call(base, clip, tmp_path, seed=4, sequence__steps=7)
+  assert (calls[0].seed, calls[0].sequence.steps) == (4, 7)
+
+
+@pytest.mark.parametrize(
+  'options,line',
+  [
+    ({'sequence__stepps': 7}, 'not an option of this recipe.*stepps'),
+    ({'seed': 'many'}, 'not an option of this recipe'),
+    ({'appearance': 'a cat'}, r'\[v\] 0 times'),
+    ({'sequence__dropout': 1.5}, 'config.sequence.dropout is 1.5'),
+  ],
+)
+def test_python_mistakes_are_one_line(
+  base, clip, tmp_path, calls, options, line
+):
+  with pytest.raises(DcjaxError, match=line) as error:
+    call(base, clip, tmp_path, **options)
+  assert '\n' not in str(error.value)
+  assert not calls
+
+
+def test_previews_are_read_back_at_their_own_size(run, base, clip):
+  """They are enlarged on disk; the report shows the base's pixels."""
+  stills, motion = Personalization(
+    base, whole(clip), run[0]
+  )._saved_previews()
+  assert (stills.step, motion.step) == (2, 2)
+  assert stills.video.shape[:2] == (1, 16)
+  assert motion.video.shape == (5, 16, 32, 3)
+  path = run[0] / 'samples' / 'sequence_00002_preview.mp4'
+  assert video_lib.read_video(path).frames.shape == (5, 256, 512, 3)
