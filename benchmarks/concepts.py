@@ -14,13 +14,11 @@ without a model.
 """
 
 import argparse
-import ast
 from collections.abc import Sequence
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
 import numpy as np
 import record
 
@@ -129,7 +127,7 @@ def learn(base: Base, index: int, options: argparse.Namespace) -> Learnt:
   config.prompts.appearance = concept.appearance
   config.prompts.motion = concept.motion
   config.preview_every = 0
-  override(config, options.set)
+  record.override(config, options.set)
   done = folder / 'concept.safetensors'
   if not done.exists():
     print(f'concept {index}: learning', flush=True)
@@ -143,27 +141,6 @@ def learn(base: Base, index: int, options: argparse.Namespace) -> Learnt:
       'another --name'
     )
   return Learnt.load(done)
-
-
-def override(config: ConfigDict, pairs: Sequence[str]) -> None:
-  """Sets 'key.of.config=value' pairs.
-
-  Raises:
-    DcjaxError: one of them is not an option, or has another type.
-  """
-  for pair in pairs:
-    key, equals, text = pair.partition('=')
-    try:
-      value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-      value = text
-    try:
-      if not equals:
-        raise KeyError(f'{pair!r}, expected key=value')
-      config.update_from_flattened_dict({key: value})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      reason = ' '.join(str(error.args[0]).split())
-      raise DcjaxError(f'--set={pair}: {reason}') from error
 
 
 def sample(
@@ -219,21 +196,9 @@ def measure(
     ),
     'decoded': score(prompts, decoded, finder),
     'drawn': score(prompts, targets, finder),
-    'floor': floor(finder),
+    'floor': judge.floor(finder),
     'timings': json.loads(timings.read_text()) if timings.exists() else {},
   }
-
-
-def floor(finder: Finder) -> float:
-  """Identity of the best of the base's own shapes, painted in the two tones.
-
-  What a base reaches that has learnt the colours and nothing of the shape.
-  """
-  clips = [
-    judge.wanted(finder.concept, shape=shape, decoration='')
-    for shape in world.TRAIN_SHAPES
-  ]
-  return max(judge.look(finder.find(x))['identity'] for x in clips)
 
 
 def summary(rows: Sequence[Scores]) -> dict[str, dict[str, dict[str, float]]]:

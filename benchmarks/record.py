@@ -1,6 +1,7 @@
-"""Results of benchmarks: one dated JSON file each, with the machine's name."""
+"""What benchmarks share: options of a recipe, and a dated file of results."""
 
-from collections.abc import Callable, Mapping
+import ast
+from collections.abc import Callable, Mapping, Sequence
 import datetime
 import json
 import math
@@ -8,6 +9,8 @@ from pathlib import Path
 import re
 import sys
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from dcjax import machine
 from dcjax.errors import DcjaxError
@@ -46,6 +49,27 @@ def plain(x: Any) -> Any:
     return x
   x = float(x)
   return round(x, 4) if math.isfinite(x) else None
+
+
+def override(config: ConfigDict, pairs: Sequence[str]) -> None:
+  """Sets 'key.of.config=value' pairs.
+
+  Raises:
+    DcjaxError: one of them is not an option, or has another type.
+  """
+  for pair in pairs:
+    key, equals, text = pair.partition('=')
+    try:
+      value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      value = text
+    try:
+      if not equals:
+        raise KeyError(f'{pair!r}, expected key=value')
+      config.update_from_flattened_dict({key: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      reason = ' '.join(str(error.args[0]).split())
+      raise DcjaxError(f'--set={pair}: {reason}') from error
 
 
 def run(main: Callable[[], None]) -> None:

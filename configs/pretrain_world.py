@@ -6,10 +6,9 @@
 
 Stages: an autoencoder on scenes and free textures; then the transformer and its
 text encoder together, on clips for motion and on many stills, the cheap teacher
-of look and words. The shipped base: one H200, 1800 steps of the first stage
-(110 s) and 3672 of the second (310 s, stopped before the end of its decay),
-then the variant `sharpen` on two cores; training.json beside the weights has it
-all.
+of look and words. The shipped base: one H200, 1800 steps of the first stage (108
+s) and 3672 of the second (313 s, given back before the end of its decay; steps
+alone, compilation took as long). training.json beside the weights has it all.
 """
 
 from ml_collections import ConfigDict
@@ -109,31 +108,11 @@ def get_config(variant: str = '') -> ConfigDict:
   )
   if variant == 'tiny':
     _shrink(c)
-  elif variant == 'sharpen':
-    _sharpen(c)
   elif variant:
     raise DcjaxError(
-      f'pretrain_world.py has no variant {variant!r}; use tiny, sharpen or none'
+      f'pretrain_world.py has no variant {variant!r}; use tiny or none'
     )
   return c
-
-
-def _sharpen(c: ConfigDict) -> None:
-  """More training of the decoder alone, on two cores: --config.init=DIR.
-
-  The latents stay what they are, and with them all that reads or writes them.
-  """
-  c.dtype = 'float32'
-  c.log_every, c.save_every, c.preview_every = 20, 200, 200
-  c.seed = 1  # scenes that no earlier stage has seen
-  c.stages = ('decoder',)
-  c.decoder = ConfigDict(c.autoencoder.to_dict())
-  c.decoder.update(
-    dict(
-      train='^vae/(decoder|post_quant)', steps=1800, ema=0.995, mix=((9, 3),)
-    )
-  )
-  c.decoder.optimizer.update(dict(lr=1e-3, warmup=20))
 
 
 def _shrink(c: ConfigDict) -> None:

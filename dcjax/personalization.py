@@ -86,6 +86,7 @@ def personalize(
     'prompts.appearance': appearance,
     'prompts.motion': motion,
   } | {key.replace('__', '.'): value for key, value in options.items()}
+  config.lock()  # else an unknown option would be added, and change nothing
   try:
     config.update_from_flattened_dict(values)
   except (KeyError, TypeError) as error:

@@ -25,6 +25,9 @@ from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
 from dcjax.weights import base as base_lib
 
+# Batches and clips of a batch that the statistics of latents are taken over.
+MEASURED = (16, 16)
+
 
 class Indices:
   """Batches of sample indices: all that the procedural world needs to know.
@@ -198,7 +201,7 @@ def _with_statistics(base: base_lib.Base) -> VAEConfig:
   z = np.concatenate(
     [
       np.asarray(latents(base.params['vae'], keys))
-      for keys in jax.random.split(jax.random.key(1), (16, 16))
+      for keys in jax.random.split(jax.random.key(1), MEASURED)
     ]
   )
   axes = (0, 1, 2, 3)

@@ -74,9 +74,9 @@ def test_every_prompt_is_a_file_with_a_record_of_its_own(
     assert record['index'] == i
     assert record['base']['fingerprint'] == base.fingerprint
     # The record is enough to make it again, alone.
-    noise = sampling.draw_noise(
-      base, i + 1, record['seed'], 5, 16, 32
-    )[record['index']]
+    noise = sampling.draw_noise(base, i + 1, record['seed'], 5, 16, 32)[
+      record['index']
+    ]
     again = sampling.sample(
       base,
       record['prompt'],

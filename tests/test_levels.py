@@ -46,6 +46,8 @@ LEVELS = """
   evals.templates
   evals.reading
   evals.oracle
+  evals.sighting
+  evals.concepts
   evals.base
 
   main

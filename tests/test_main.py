@@ -30,7 +30,7 @@ TRAIN, SAMPLE = 'set_seq.py:tiny', 'sample.py'
 V, U = '--config.prompts.appearance=', '--config.prompts.motion='
 
 # name: (config, words of the command line, what the line says). In words, {x}
-# is a file that the fixture makes. The right video, prompts and base come first,
+# is a file the fixture makes. The right video, prompts and base come first,
 # so that every line below has one thing wrong with it.
 MISTAKES = {
   'unknown option': (
@@ -75,7 +75,11 @@ MISTAKES = {
   ),
   'seed': (TRAIN, ['--config.seed=-1'], r'seed is -1; expected 0 or more'),
   'log': (TRAIN, ['--config.log_every=0'], r'log_every is 0'),
-  'vectors': (TRAIN, ['--config.tokens.vectors=0'], r'config\.tokens\.vectors is 0; expected 1'),
+  'vectors': (
+    TRAIN,
+    ['--config.tokens.vectors=0'],
+    r'config\.tokens\.vectors is 0; expected 1',
+  ),
   'rank': (
     TRAIN,
     ['--config.lora.rank=1000'],
@@ -95,15 +99,31 @@ MISTAKES = {
   ),
   'variant': ('set_seq.py:tinny', [], r"no variant 'tinny'; use tiny"),
   'sample variant': ('sample.py:x', [], r"sample\.py has no variant 'x'"),
-  'config': ('set_sec.py', [], r'config .*set_sec\.py cannot be read: .*no such'),
-  'no video': (TRAIN, ['--config.data.video=cat.mp4'], r'cat\.mp4 does not exist'),
-  'text': (TRAIN, ['--config.data.video={text}'], r'words\.mp4 cannot be read as a video'),
+  'config': (
+    'set_sec.py',
+    [],
+    r'config .*set_sec\.py cannot be read: .*no such',
+  ),
+  'no video': (
+    TRAIN,
+    ['--config.data.video=cat.mp4'],
+    r'cat\.mp4 does not exist',
+  ),
+  'text': (
+    TRAIN,
+    ['--config.data.video={text}'],
+    r'words\.mp4 cannot be read as a video',
+  ),
   'empty': (TRAIN, ['--config.data.video={empty}'], r'empty \(0 bytes\)'),
   'still': (TRAIN, ['--config.data.video={still}'], r'1 frame \(a still\)'),
   'fps': (TRAIN, ['--config.data.fps=-3'], r'fps is -3\.0; expected'),
   'no [v]': (TRAIN, [V + 'a cat.'], r'appearance prompt holds \[v\] 0 times'),
   'two [v]': (TRAIN, [V + 'a [v] [v] cat.'], r'holds \[v\] 2 times'),
-  '[u] there': (TRAIN, [V + 'a [v] [u] cat.'], r'appearance prompt holds \[u\]'),
+  '[u] there': (
+    TRAIN,
+    [V + 'a [v] [u] cat.'],
+    r'appearance prompt holds \[u\]',
+  ),
   'no [u]': (TRAIN, [U + 'it jumps.'], r'motion prompt holds \[u\] 0 times'),
   'misspelt': (TRAIN, [V + 'a [V] cat.'], r'\[V\] .*not a learned word'),
   'too long': (TRAIN, [V + 'a red ' * 20 + '[v] cat.'], r'prompt is too long'),
@@ -124,9 +144,17 @@ MISTAKES = {
     ['--workdir={text}'],
     r'cannot write to .*words\.mp4; give another --workdir',
   ),
-  'below a file': (SAMPLE, ['--workdir={text}/run'], r'cannot write to .*words'),
+  'below a file': (
+    SAMPLE,
+    ['--workdir={text}/run'],
+    r'cannot write to .*words',
+  ),
   'no prompt': (SAMPLE, [], r'there is no prompt; give --config\.prompt='),
-  'format': (SAMPLE, ['--config.prompt=a cat', '--config.format=avi'], r"'avi'"),
+  'format': (
+    SAMPLE,
+    ['--config.prompt=a cat', '--config.format=avi'],
+    r"'avi'",
+  ),
   'no concept': (
     SAMPLE,
     ['--config.prompt=a [v] cat', '--config.concepts=none.safetensors'],
@@ -163,6 +191,7 @@ MISTAKES = {
     r'cannot make 6 frames of 16x32; it takes 1 \+ 4k frames',
   ),
 }
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

@@ -34,9 +34,7 @@ class Spy:
     return p['second'] * x + p['fed'] * x0_hat
 
 
-PARAMS = {
-  'transformer': dict(zip(('first', 'second', 'fed'), (0.3, 0.7, 0.4)))
-}
+PARAMS = {'transformer': {'first': 0.3, 'second': 0.7, 'fed': 0.4}}
 
 
 def batch(n=2, frames=2, seed=0, prompt=0):
@@ -192,7 +190,9 @@ def test_probability_zero_is_no_self_conditioning():
 # ---- with a transformer ------------------------------------------------------
 
 
-@pytest.mark.parametrize('dit', [tiny.DIT, tiny.PAPER_DIT], ids=['wan', 'paper'])
+@pytest.mark.parametrize(
+  'dit', [tiny.DIT, tiny.PAPER_DIT], ids=['wan', 'paper']
+)
 def test_order_of_frames_matters_to_a_clip_and_not_to_stills(dit):
   """The position is 0 in a still, and the frame's own in a clip."""
   p = {'transformer': tiny.dit_params(dit)}

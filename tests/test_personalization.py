@@ -53,7 +53,7 @@ class Stage:
 
 
 @pytest.fixture(scope='module')
-def run(base, clip, tmp_path_factory, quick_compile):
+def run(base, clip, tmp_path_factory):
   """(workdir, concept, its stages)."""
   workdir, stages, fit = tmp_path_factory.mktemp('run'), [], train.fit
 
@@ -137,16 +137,17 @@ def test_set_sees_stills_and_sequence_the_clip(run, base):
 def pictures(folder, order):
   """The clip's frames as a folder of pictures, in an order of our choice."""
   folder.mkdir()
-  x = np.arange(5)[:, None, None, None] * 50 + np.arange(16 * 32 * 3).reshape(
-    1, 16, 32, 3
-  ) // 40
+  x = (
+    np.arange(5)[:, None, None, None] * 50
+    + np.arange(16 * 32 * 3).reshape(1, 16, 32, 3) // 40
+  )
   for place, frame in enumerate(x.astype(np.uint8)[list(order)]):
     Image.fromarray(frame).save(folder / f'{place}.png')
   return str(folder)
 
 
 @pytest.fixture(scope='module')
-def permuted(base, tmp_path_factory, quick_compile):
+def permuted(base, tmp_path_factory):
   """Material of a clip and of the same frames in another order."""
   tmp = tmp_path_factory.mktemp('permuted')
   orders = {'straight': range(5), 'permuted': (3, 0, 4, 2, 1)}
@@ -291,9 +292,7 @@ def test_python_has_the_defaults_of_the_command_line(
   call(base, clip, tmp_path)
   expected = recipes.personalize('paper')
   expected.data.video = clip
-  expected.prompts.update(
-    dict(appearance=tiny.APPEARANCE, motion=tiny.MOTION)
-  )
+  expected.prompts.update(dict(appearance=tiny.APPEARANCE, motion=tiny.MOTION))
   assert calls[0].to_dict() == expected.to_dict()
 
 
@@ -306,6 +305,7 @@ def test_python_options_are_those_of_the_config(base, clip, tmp_path, calls):
   'options,line',
   [
     ({'sequence__stepps': 7}, 'not an option of this recipe.*stepps'),
+    ({'sead': 7}, 'not an option of this recipe.*sead'),
     ({'seed': 'many'}, 'not an option of this recipe'),
     ({'appearance': 'a cat'}, r'\[v\] 0 times'),
     ({'sequence__dropout': 1.5}, 'config.sequence.dropout is 1.5'),
@@ -322,9 +322,7 @@ def test_python_mistakes_are_one_line(
 
 def test_previews_are_read_back_at_their_own_size(run, base, clip):
   """They are enlarged on disk; the report shows the base's pixels."""
-  stills, motion = Personalization(
-    base, whole(clip), run[0]
-  )._saved_previews()
+  stills, motion = Personalization(base, whole(clip), run[0])._saved_previews()
   assert (stills.step, motion.step) == (2, 2)
   assert stills.video.shape[:2] == (1, 16)
   assert motion.video.shape == (5, 16, 32, 3)

@@ -18,7 +18,8 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import optim, state as state_lib, train, tree
+from dcjax import optim, train, tree
+from dcjax import state as state_lib
 from dcjax.checkpoint import Checkpoints
 from dcjax.data import pipeline
 from dcjax.errors import DcjaxError
@@ -112,7 +113,7 @@ def metrics(folder):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory, quick_compile):
+def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp('undisturbed')
   return folder, run(folder)
 
@@ -147,7 +148,9 @@ def test_may_be_stopped_again_and_again(tmp_path, undisturbed):
 
 def test_preemption_saves_at_once_and_says_how_to_go_on(tmp_path):
   handler = signal.getsignal(signal.SIGTERM)
-  with pytest.raises(SystemExit, match='s: stopped at step 2; the same command'):
+  with pytest.raises(
+    SystemExit, match='s: stopped at step 2; the same command'
+  ):
     run(tmp_path, at=1, event=preempt, save_every=0)
   checkpoints = Checkpoints(tmp_path / 'checkpoints' / 's', {})
   assert checkpoints.step == 2
@@ -306,8 +309,7 @@ def same_story(a, b):
   return (
     (a.workdir / name).read_bytes() == (b.workdir / name).read_bytes()
     and a.metrics.read_text() == b.metrics.read_text()
-    and steps
-    == [(s, i + 1) for s in ('set', 'sequence') for i in range(STEPS)]
+    and steps == [(s, i + 1) for s in ('set', 'sequence') for i in range(STEPS)]
   )
 
 

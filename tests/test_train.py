@@ -1,6 +1,7 @@
 """The loop: what a step trains, drops and averages, and how it stops."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import optim, state as state_lib, train, tree
+from dcjax import optim, train, tree
+from dcjax import state as state_lib
 from dcjax.checkpoint import Checkpoints
 from dcjax.data import pipeline
 from dcjax.errors import DcjaxError
@@ -169,9 +171,7 @@ def test_a_step_has_one_mask_shared_by_its_microbatches(accumulate):
 def test_every_step_has_another_mask():
   stage = dataclasses.replace(STAGE, dropout=0.5, steps=2)
   states, _ = one_step(stage, steps=2)
-  first, second = (
-    b1(b) != b1(a) for a, b in zip(states, states[1:], strict=False)
-  )
+  first, second = (b1(b) != b1(a) for a, b in itertools.pairwise(states))
   assert abs((first == second).mean() - 0.5) < 0.1
   again, _ = one_step(stage, steps=2)
   np.testing.assert_array_equal(b1(again[2]), b1(states[2]))
@@ -181,7 +181,10 @@ def test_only_the_leaves_in_training_are_dropped():
   """Set-and-Sequence, Sec. 3.3: stage 2 uses the B1 of stage 1 whole."""
   stage = dataclasses.replace(STAGE, train='tokens|a1', dropout=0.9)
   stage = dataclasses.replace(stage, dropped='tokens')
-  seen = lambda p, *_: (p['tokens']['v'].sum(), {'b1': p['q']['lora']['b1'].sum()})
+  seen = lambda p, *_: (
+    p['tokens']['v'].sum(),
+    {'b1': p['q']['lora']['b1'].sum()},
+  )
   _, metrics = one_step(stage, seen)
   assert float(metrics['b1']) == 600.0
 

@@ -23,6 +23,7 @@ from dcjax.data.scene import (
   PATTERNS,
   SHAPES,
   SIZES,
+  TRAIN_SHAPES,
 )
 from dcjax.errors import DcjaxError
 from dcjax.evals import oracle, sighting, templates
@@ -223,6 +224,17 @@ def score_motion_alone(
     else float(moved == MOTIONS.index(concept.moves)),
     'leaked': float(finder.find(video).present.mean()),
   }
+
+
+def floor(finder: Finder) -> float:
+  """Identity of the best of the base's own shapes, painted in the two tones.
+
+  What a base reaches that has learnt the colours and nothing of the shape.
+  """
+  clips = [
+    wanted(finder.concept, shape=shape, decoration='') for shape in TRAIN_SHAPES
+  ]
+  return max(look(finder.find(clip))['identity'] for clip in clips)
 
 
 def grounds(concept: Concept, count: int) -> list[str]:

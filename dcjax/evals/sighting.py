@@ -24,7 +24,7 @@ _PLACES = (-0.35, 0.0, 0.5, 1.0, 1.25)
 # Of the body's light and rim.
 _LIGHTS = (0.7, 0.85, 1.0, 1.1)
 # A frame shows the concept if one window holds this part of both its tones.
-_ENOUGH = 0.3
+_ENOUGH = 0.2
 # More than this many times the concept's own area is no object.
 _TOO_MUCH = 2.5
 _CROP = 24  # side of what is compared
@@ -80,7 +80,7 @@ class Finder:
     """Where the concept is, and how alike.
 
     A frame shows the concept if a window of 0.6 times its size holds at least
-    0.3 of the area of each of its tones, and the frame no more than 2.5 times
+    0.2 of the area of each of its tones, and the frame no more than 2.5 times
     as much. Identity is, over the pixels of object and concept, brought to the
     same centre and size,
 

@@ -1,0 +1,166 @@
+"""A base from nothing: its stages, its folder, and its two ways to get data."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny import quick_compile  # noqa: F401
+
+from dcjax import pretrain, sampling, train
+from dcjax import stage as stage_lib
+from dcjax.errors import DcjaxError
+from dcjax.weights.base import expected_params, load_base
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+def tiny_config():
+  """The config's own tiny variant, on stills and short clips."""
+  path = pathlib.Path(__file__).parents[1] / 'configs' / 'pretrain_world.py'
+  c = runpy.run_path(str(path))['get_config']('tiny')
+  c.bank = ()
+  c.format.update(dict(frames=5, steps=2))
+  c.dit.update(dict(width=24, layers=1, heads=2, mlp_width=32, text_width=16))
+  c.text.update(dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+  c.vae.update(dict(base_dim=4, z_dim=16, dim_mult=(1, 2, 2)))
+  c.autoencoder.mix = ((5, 1),)
+  c.world.mix = ((5, 1),)
+  c.preview_every = 0
+  return c
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cheap():
+  """Parameters that need no compilation, and statistics of two clips."""
+
+  def drawn(dit, vae, text, key):
+    del key
+    return tiny.randomize(expected_params(dit, vae, text))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pretrain.base_lib, 'init_params', drawn)
+    patch.setattr(pretrain, 'MEASURED', (1, 2))
+    yield
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, cheap):
+  """(workdir, {stage: (parameters before, after)})."""
+  workdir, stages, fit = tmp_path_factory.mktemp('pretrain'), {}, train.fit
+
+  def spy(stage, loss, params, *args, **options):
+    before = jax.tree.map(np.array, params)
+    after, timing = fit(stage, loss, params, *args, **options)
+    stages[stage.name] = (before, jax.tree.map(np.array, after))
+    return after, timing
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'fit', spy)
+    pretrain.run(tiny_config(), str(workdir))
+  return workdir, stages
+
+
+@pytest.fixture(scope='module')
+def base(run):
+  return load_base(run[0] / 'base')
+
+
+@pytest.mark.parametrize(
+  'stage,trained',
+  [
+    ('autoencoder', {'vae'}),
+    ('world', {'transformer', 'text_encoder'}),
+  ],
+)
+def test_a_stage_trains_its_own_networks(run, stage, trained):
+  """The autoencoder is bit-identical while the transformer learns."""
+  before, after = run[1][stage]
+  moved = {part for part in before if not tiny.equal(before[part], after[part])}
+  assert moved == trained
+
+
+def test_the_folder_is_a_base(run, base):
+  workdir, stages = run
+  assert base.name == 'world'
+  assert tiny.equal(base.params, stages['world'][1])
+  assert (base.format.frames, base.format.text_length) == (5, 48)
+  video = sampling.sample(base, 'a large red star.', steps=1)
+  assert video.shape == (5, 64, 64, 3)
+  record = json.loads((workdir / 'base' / 'training.json').read_text())
+  (only,) = record['runs']
+  assert only['config']['world']['steps'] == 2
+  assert only['machine']['packages']['jax']
+
+
+def test_latents_have_unit_scale_under_the_statistics(base):
+  """They are measured after the autoencoder is trained."""
+  mean, std = np.array(base.vae.latents_mean), np.array(base.vae.latents_std)
+  assert mean.shape == std.shape == (16,)
+  assert (std > 0).all()
+  assert not np.allclose(std, 1.0)
+
+
+def test_a_bank_holds_the_scenes_that_are_drawn_without_one(base):
+  """Sample i of the bank is sample i rendered in its step."""
+  config = tiny_config()
+  config.bank = ((5, 4),)
+  stage = stage_lib.from_config('world', config.world.to_dict())
+  loss = jax.jit(pretrain._objective(base, stage, config))
+  bank = pretrain._encode_bank(base, config)
+  params, key = base.params, jax.random.key(3)
+  batch = {'5': jnp.asarray([1, 3])}
+  kept, _ = loss(params, batch, bank, key)
+  drawn, _ = loss(params, batch, None, key)
+  np.testing.assert_allclose(kept, drawn, rtol=1e-4)
+  other = {'5': jnp.asarray([1, 2])}
+  assert abs(float(loss(params, other, bank, key)[0] - kept)) > 1e-4
+  # Without a bank there is always a new scene.
+  again = jax.tree.map(lambda i: i + 4, batch)
+  assert abs(float(loss(params, again, None, key)[0] - drawn)) > 1e-4
+
+
+def test_indices_never_come_twice_and_go_on_where_they_were():
+  indices = pretrain.Indices(((1, 3), (17, 2)))
+  batches = [next(indices) for _ in range(4)]
+  assert np.concatenate([b['1'] for b in batches]).tolist() == [*range(12)]
+  assert np.concatenate([b['17'] for b in batches]).tolist() == [*range(8)]
+  state = json.loads(json.dumps(indices.get_state()))
+  other = pretrain.Indices(((1, 3), (17, 2)))
+  other.set_state(state)
+  assert jax.tree.map(np.array_equal, next(other), next(indices)) == {
+    '1': True,
+    '17': True,
+  }
+
+
+def test_a_finished_run_is_not_trained_again(run, base, monkeypatch):
+  def never(*args):
+    raise AssertionError('a finished stage made a step')
+
+  monkeypatch.setattr(train, 'make_step', never)
+  monkeypatch.setattr(pretrain, '_with_statistics', lambda _: base.vae)
+  pretrain.run(tiny_config(), str(run[0]))
+  assert load_base(run[0] / 'base').fingerprint == base.fingerprint
+
+
+@pytest.mark.parametrize('change', [{'seed': 1}, {'dit.layers': 2}])
+def test_another_run_in_the_folder_is_refused(run, change):
+  config = tiny_config()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(DcjaxError, match='another run') as error:
+    pretrain.run(config, str(run[0]))
+  assert '\n' not in str(error.value)
+
+
+def test_an_objective_for_concepts_does_not_pretrain(tmp_path):
+  config = tiny_config()
+  config.world.objective = 'flow'
+  config.stages = ('world',)
+  config.bank = ()
+  with pytest.raises(DcjaxError, match="objective 'flow' does not pretrain"):
+    pretrain.run(config, str(tmp_path))

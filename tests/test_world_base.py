@@ -1,0 +1,53 @@
+"""The embedded base as it is shipped: small, documented, and obedient."""
+
+import json
+
+import jax
+import numpy as np
+
+from dcjax import sampling
+from dcjax.data import captions
+from dcjax.evals import base as evaluation
+from dcjax.evals import oracle
+from dcjax.weights.base import ASSETS
+
+FOLDER = ASSETS / 'world'
+
+
+def test_fits_in_sixteen_megabytes():
+  files = [path for path in FOLDER.rglob('*') if path.is_file()]
+  assert sum(path.stat().st_size for path in files) <= 16e6
+
+
+def test_says_how_it_was_trained():
+  runs = json.loads((FOLDER / 'training.json').read_text())['runs']
+  stages = [name for run in runs for name in run['config']['stages']]
+  assert {'autoencoder', 'world'} <= set(stages)
+  lines = (FOLDER / 'metrics.jsonl').read_text().splitlines()
+  logged = [json.loads(line)['stage'] for line in lines]
+  assert set(stages) <= set(logged)
+
+
+def test_stills_follow_held_out_prompts(world_base):
+  scenes = evaluation.held_out_scenes(12, seed=3)
+  prompts = [
+    captions.caption(
+      jax.tree.map(lambda x, i=i: x[i], scenes), captions.STATIC
+    )
+    for i in range(12)
+  ]
+  stills = sampling.sample(world_base, prompts, frames=1, seed=5)
+  scores = oracle.score(stills, scenes)
+  # Chance is one in eight; the shipped base misses none of these.
+  assert scores['background'] >= 0.9
+  assert scores['color'] >= 0.75
+  assert scores['present'] == 1.0
+
+
+def test_autoencoder_keeps_what_is_drawn(world_base):
+  clips = evaluation.render(evaluation.held_out_scenes(4, seed=3))
+  latents = sampling.encode_video(world_base, clips)
+  decoded = sampling.decode(world_base, latents)
+  assert evaluation.psnr(clips, decoded) > 22.0
+  # Normalised: the transformer was trained on unit variance.
+  assert 0.5 < np.std(latents) < 2.0
