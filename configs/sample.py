@@ -18,8 +18,6 @@ from dcjax.errors import DcjaxError
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  if variant:
-    raise DcjaxError(f'sample.py has no variant {variant!r}')
   c = ConfigDict()
   c.task = 'sample'
   c.name = 'sample'
@@ -40,4 +38,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.width = 0
   c.format = 'mp4'  # or gif, webp
   c.scale = 0  # pixels a pixel of the file; 0 enlarges small videos
+  if variant == 'tiny':
+    c.prompt, c.steps = 'a red star on a plain navy background', 2
+  elif variant:
+    raise DcjaxError(f'sample.py has no variant {variant!r}; use tiny or none')
   return c
