@@ -6,8 +6,9 @@ python benchmarks/teaser.py runs/set_seq docs/teaser.gif
 from pathlib import Path
 import sys
 
-import dcjax
 import numpy as np
+
+import dcjax
 
 SCENES = (
   'reconstruction',
@@ -21,6 +22,7 @@ SIZE, GAP, WHITE = 128, 6, 255
 
 
 def main(run: str, out: str) -> None:
+  """Writes the samples of a run side by side."""
   folder = Path(run) / 'samples'
   clips = [_clip(folder / f'final_{name}.mp4') for name in SCENES]
   clips = [_clip(folder / 'input.mp4'), *clips]

@@ -6,9 +6,9 @@
 
 Stages: an autoencoder on scenes and free textures; then the transformer and its
 text encoder together, on clips for motion and on many stills, the cheap teacher
-of look and words. The shipped base: one H200, 1800 steps of the first stage (108
-s) and 3672 of the second (313 s, given back before the end of its decay; steps
-alone, compilation took as long). training.json beside the weights has it all.
+of look and words. The shipped base: one H200, 1800 steps of the first stage
+(108 s) and 3672 of the second (313 s, given back before the end of its decay;
+steps alone, compilation took as long). training.json beside the weights has it.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ A method is a list of stages in the config. This module fetches what the stages
 need and keeps what they make.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
@@ -23,9 +23,7 @@ from dcjax import (
   lora,
   machine,
   recipes,
-  report,
   sampling,
-  tracking,
   train,
   tree,
 )
@@ -35,8 +33,8 @@ from dcjax import stage as stage_lib
 from dcjax.concept import Concept
 from dcjax.data import cache, pipeline
 from dcjax.data import prompts as prompts_lib
-from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
+from dcjax.gallery import Gallery
 from dcjax.material import Material, Prior
 from dcjax.models.dit import DiT
 from dcjax.stage import Stage
@@ -44,8 +42,6 @@ from dcjax.weights.base import ASSETS, Base, load_base
 
 # The sample clip of the embedded base: a video and its two prompts.
 SAMPLE = ASSETS / 'world' / 'sample.mp4'
-# Stills in a preview of a stage that learns from stills.
-STILLS = 4
 # Prompts for another video on the embedded base, in words that it knows.
 PLAIN_PROMPTS = {
   'appearance': 'a [v] thing.',
@@ -122,6 +118,13 @@ class Personalization:
       stage_lib.from_config(name, config[name].to_dict())
       for name in config.stages
     ]
+    self.gallery = Gallery(
+      base,
+      config,
+      self.workdir,
+      appearance=self.appearance,
+      full=self.full,
+    )
     # A stage that was finished before keeps the times of then.
     times = self.workdir / 'timings.json'
     self.timings: dict[str, Any] = (
@@ -181,7 +184,7 @@ class Personalization:
       videos=c.videos,
       seed=self.config.seed,
       folder=self._cache,
-      **self._sample_options(),
+      **self.gallery.sample_options(),
     )
 
   def _params(self) -> dict[str, Any]:
@@ -264,42 +267,6 @@ class Personalization:
 
   # ---- what they leave -----------------------------------------------------
 
-  def _sample_options(self) -> dict[str, Any]:
-    s = self.config.sample
-    return {'steps': s.steps or None, 'guidance': s.guidance or None}
-
-  def _sample(
-    self, concept: Concept, prompts: Sequence[str], frames: int | None = None
-  ) -> np.ndarray:
-    return material_lib.sample_many(
-      self.base,
-      prompts,
-      seed=self.config.sample.seed,
-      frames=frames,
-      concepts=[concept],
-      **self._sample_options(),
-    )
-
-  def _preview(
-    self, stage: Stage, step: int, params: Mapping[str, Any]
-  ) -> None:
-    """What the stage has learnt so far: some stills, or the clip."""
-    concept = Concept.from_params(params, self.base, self._meta())
-    if stage.data == 'frames':
-      stills = self._sample(concept, [self.appearance] * STILLS, frames=1)
-      video = np.concatenate(list(stills), axis=2)
-    else:
-      video = self._sample(concept, [self.full])[0]
-    self._keep(f'{stage.name}_{step:05}_preview', video)
-
-  def _keep(self, name: str, video: np.ndarray) -> None:
-    suffix = 'mp4' if len(video) > 1 else 'png'
-    path = self.workdir / 'samples' / f'{name}.{suffix}'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Small videos are enlarged to be seen in any player.
-    scale = max(1, 256 // video.shape[1])
-    video_lib.write_video(path, video, self.base.format.fps, scale=scale)
-
   def _meta(self) -> dict[str, Any]:
     return {
       'prompts': {'appearance': self.appearance, 'motion': self.motion},
@@ -308,72 +275,31 @@ class Personalization:
       'seed': self.config.seed,
     }
 
+  def _preview(
+    self, stage: Stage, step: int, params: Mapping[str, Any]
+  ) -> None:
+    concept = Concept.from_params(params, self.base, self._meta())
+    self.gallery.preview(stage, step, concept)
+
   def _report(self, concept: Concept, material: Material, began: float) -> None:
-    """Samples the reconstruction and the edits, and writes report.html."""
-    videos = self._sample(concept, list(self.scenes.values()))
-    fps = self.base.format.fps
-    self._keep('input', material.clip.frames)
-    panels = [
-      report.Panel('input', self.full, material.clip.frames, fps, 'input')
-    ]
-    for (label, prompt), video in zip(self.scenes.items(), videos, strict=True):
-      self._keep(f'final_{label.replace(" ", "_")}', video)
-      group = 'input' if label == 'reconstruction' else 'new scenes'
-      panels.append(
-        report.Panel(label, prompt, video, fps, group, self._sample_settings())
-      )
+    panels = self.gallery.show(concept, material.clip, self.scenes)
+    spent = self.timings.get('total', 0.0) + time.monotonic() - began
     self.timings |= {
-      'total': round(
-        self.timings.get('total', 0.0) + time.monotonic() - began, 1
-      ),
+      'total': round(spent, 1),
       'peak_memory': int(machine.peak_memory() * 1e9),
     }
     (self.workdir / 'timings.json').write_text(
       json.dumps(self.timings, indent=2) + '\n'
     )
-    path = report.write(
-      self.workdir / 'report.html',
-      title=Path(self.video).stem,
-      videos=panels + self._saved_previews(),
-      metrics=tracking.read(self.workdir / 'metrics.jsonl'),
-      settings=json.loads((self.workdir / 'config.json').read_text()),
-      timings=self.timings,
+    path = self.gallery.write_report(
+      Path(self.video).stem,
+      panels,
+      self.stages,
       prompts={'appearance': self.appearance, 'motion': self.motion},
-      commands={
-        'Sample it with another prompt': 'python -m dcjax.main '
-        f'--config=configs/sample.py --config.concepts={self.workdir}/'
-        f'concept.safetensors --config.prompt="{self.full}"'
-      },
+      timings=self.timings,
     )
     print(f'concept: {self.workdir / "concept.safetensors"}')
     print(f'report:  {path}')
-
-  def _sample_settings(self) -> dict[str, Any]:
-    s, f = self.config.sample, self.base.format
-    return {
-      'seed': s.seed,
-      'steps': s.steps or f.steps,
-      'guidance': s.guidance or f.guidance,
-    }
-
-  def _saved_previews(self) -> list[report.Panel]:
-    """The previews of all stages, also those of a run that was resumed."""
-    panels = []
-    for stage in self.stages:
-      folder = self.workdir / 'samples'
-      prompt = self.appearance if stage.data == 'frames' else self.full
-      for path in sorted(folder.glob(f'{stage.name}_*_preview.*')):
-        step = int(path.stem.split('_')[-2])
-        clip = video_lib.read_video(path)
-        # Back to the base's own pixels; the page enlarges them itself.
-        scale = max(1, clip.frames.shape[1] // self.base.format.height)
-        small = clip.frames[:, scale // 2 :: scale, scale // 2 :: scale]
-        panels.append(
-          report.Panel(
-            f'step {step}', prompt, small, clip.fps, stage.name, step=step
-          )
-        )
-    return panels
 
 
 def _held_out(stage: Stage, material: Material) -> dict[str, jax.Array]:

@@ -41,6 +41,7 @@ LEVELS = """
   concept  objective
   sampling  train
   material  pretrain
+  gallery
   personalization  generation
 
   evals.templates

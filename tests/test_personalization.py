@@ -322,7 +322,8 @@ def test_python_mistakes_are_one_line(
 
 def test_previews_are_read_back_at_their_own_size(run, base, clip):
   """They are enlarged on disk; the report shows the base's pixels."""
-  stills, motion = Personalization(base, whole(clip), run[0])._saved_previews()
+  job = Personalization(base, whole(clip), run[0])
+  stills, motion = job.gallery._saved_previews(job.stages)
   assert (stills.step, motion.step) == (2, 2)
   assert stills.video.shape[:2] == (1, 16)
   assert motion.video.shape == (5, 16, 32, 3)

@@ -31,9 +31,7 @@ def test_says_how_it_was_trained():
 def test_stills_follow_held_out_prompts(world_base):
   scenes = evaluation.held_out_scenes(12, seed=3)
   prompts = [
-    captions.caption(
-      jax.tree.map(lambda x, i=i: x[i], scenes), captions.STATIC
-    )
+    captions.caption(jax.tree.map(lambda x, i=i: x[i], scenes), captions.STATIC)
     for i in range(12)
   ]
   stills = sampling.sample(world_base, prompts, frames=1, seed=5)

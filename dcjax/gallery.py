@@ -1,0 +1,157 @@
+"""What a personalisation shows: previews while it runs, and its report."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from dcjax import material as material_lib
+from dcjax import report, tracking
+from dcjax.concept import Concept
+from dcjax.data import video as video_lib
+from dcjax.stage import Stage
+from dcjax.weights.base import Base
+
+# Stills in a preview of a stage that learns from stills.
+STILLS = 4
+
+
+class Gallery:
+  """Samples of one run, in its folder.
+
+  Args:
+    base: the base.
+    config: of the run; `sample` holds seed, steps and guidance.
+    workdir: of the run.
+    appearance: the prompt of stage *set*.
+    full: the prompt of stage *sequence*.
+  """
+
+  def __init__(
+    self,
+    base: Base,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    appearance: str,
+    full: str,
+  ):
+    self.base, self.options, self.workdir = base, config.sample, workdir
+    self.appearance, self.full = appearance, full
+
+  def sample_options(self) -> dict[str, Any]:
+    """Options of `sampling.sample`; None is the base's own value."""
+    return {
+      'steps': self.options.steps or None,
+      'guidance': self.options.guidance or None,
+    }
+
+  def preview(self, stage: Stage, step: int, concept: Concept) -> None:
+    """What the stage has learnt so far: some stills, or the clip."""
+    if stage.data == 'frames':
+      stills = self._sample(concept, [self.appearance] * STILLS, frames=1)
+      video = np.concatenate(list(stills), axis=2)
+    else:
+      video = self._sample(concept, [self.full])[0]
+    self._keep(f'{stage.name}_{step:05}_preview', video)
+
+  def show(
+    self, concept: Concept, clip: video_lib.Video, scenes: Mapping[str, str]
+  ) -> list[report.Panel]:
+    """Samples the scenes and keeps them beside the input.
+
+    Args:
+      concept: what was learnt.
+      clip: what it was learnt from.
+      scenes: {label: prompt}; the first is the reconstruction.
+
+    Returns:
+      Panels for the report.
+    """
+    videos = self._sample(concept, list(scenes.values()))
+    fps = self.base.format.fps
+    self._keep('input', clip.frames)
+    panels = [report.Panel('input', self.full, clip.frames, fps, 'input')]
+    for i, (label, prompt) in enumerate(scenes.items()):
+      self._keep(f'final_{label.replace(" ", "_")}', videos[i])
+      group = 'new scenes' if i else 'input'
+      panels.append(
+        report.Panel(label, prompt, videos[i], fps, group, self._settings())
+      )
+    return panels
+
+  def write_report(
+    self,
+    title: str,
+    panels: list[report.Panel],
+    stages: Sequence[Stage],
+    *,
+    prompts: Mapping[str, str],
+    timings: Mapping[str, Any],
+  ) -> Path:
+    """Writes report.html from the panels and the files of the run."""
+    concept = self.workdir / 'concept.safetensors'
+    return report.write(
+      self.workdir / 'report.html',
+      title=title,
+      videos=panels + self._saved_previews(stages),
+      metrics=tracking.read(self.workdir / 'metrics.jsonl'),
+      settings=json.loads((self.workdir / 'config.json').read_text()),
+      timings=timings,
+      prompts=prompts,
+      commands={
+        'Sample it with another prompt': 'python -m dcjax.main '
+        f'--config=configs/sample.py --config.concepts={concept} '
+        f'--config.prompt="{self.full}"'
+      },
+    )
+
+  def _sample(
+    self, concept: Concept, prompts: Sequence[str], frames: int | None = None
+  ) -> np.ndarray:
+    return material_lib.sample_many(
+      self.base,
+      prompts,
+      seed=self.options.seed,
+      frames=frames,
+      concepts=[concept],
+      **self.sample_options(),
+    )
+
+  def _keep(self, name: str, video: np.ndarray) -> None:
+    suffix = 'mp4' if len(video) > 1 else 'png'
+    path = self.workdir / 'samples' / f'{name}.{suffix}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Small videos are enlarged to be seen in any player.
+    scale = max(1, 256 // video.shape[1])
+    video_lib.write_video(path, video, self.base.format.fps, scale=scale)
+
+  def _settings(self) -> dict[str, Any]:
+    own = self.base.format
+    return {
+      'seed': self.options.seed,
+      'steps': self.options.steps or own.steps,
+      'guidance': self.options.guidance or own.guidance,
+    }
+
+  def _saved_previews(self, stages: Sequence[Stage]) -> list[report.Panel]:
+    """The previews of all stages, also those of a run that was resumed."""
+    panels = []
+    for stage in stages:
+      prompt = self.appearance if stage.data == 'frames' else self.full
+      files = (self.workdir / 'samples').glob(f'{stage.name}_*_preview.*')
+      for path in sorted(files):
+        step = int(path.stem.split('_')[-2])
+        clip = video_lib.read_video(path)
+        # Back to the base's own pixels; the page enlarges them itself.
+        scale = max(1, clip.frames.shape[1] // self.base.format.height)
+        small = clip.frames[:, scale // 2 :: scale, scale // 2 :: scale]
+        panels.append(
+          report.Panel(
+            f'step {step}', prompt, small, clip.fps, stage.name, step=step
+          )
+        )
+    return panels
