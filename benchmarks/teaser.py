@@ -1,6 +1,6 @@
 """Makes the README's picture from a finished run: its clip, then new scenes.
 
-python benchmarks/teaser.py runs/set_seq docs/teaser.gif
+python benchmarks/teaser.py runs/set_seq docs/teaser.webp
 """
 
 from pathlib import Path
