@@ -14,7 +14,7 @@ SCENES = (
   'reconstruction',
   'new_background',
   'patterned_place',
-  'in_company',
+  'gradient_place',
   'new_action',
   'motion_alone',
 )
