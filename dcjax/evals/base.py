@@ -7,6 +7,7 @@ their own latents, the autoencoder's.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,30 @@ def run(config: ConfigDict, workdir: str) -> None:
     'rendered': oracle.score(rendered, scenes),
     'decoded': oracle.score(decoded, scenes)
     | {'psnr': psnr(rendered, decoded)},
-    'textures decoded': {'psnr': _texture_psnr(base, 32)},
+    'textures decoded': {'psnr': _texture_psnr(base, min(config.clips, 32))},
     'sampled': oracle.score(sampled, scenes),
     'fingerprint': base.fingerprint,
     'machine': machine.describe(),
   }
   folder = Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'evaluation.json').write_text(json.dumps(record, indent=2) + '\n')
+  text = json.dumps(_without_nan(record), indent=2, allow_nan=False)
+  (folder / 'evaluation.json').write_text(text + '\n')
   video_lib.write_video(
     folder / 'sheet.gif', sheet(sampled), base.format.fps, scale=2
   )
   for name in ('rendered', 'decoded', 'sampled'):
     scores = ', '.join(f'{k} {v:.3f}' for k, v in record[name].items())
     print(f'{name}: {scores}')
+
+
+def _without_nan(value: Any) -> Any:
+  """JSON has no NaN: what nothing was judged for is null."""
+  if isinstance(value, dict):
+    return {key: _without_nan(x) for key, x in value.items()}
+  if isinstance(value, float) and math.isnan(value):
+    return None
+  return value
 
 
 def held_out_scenes(n: int, seed: int) -> world.Scene:
