@@ -118,7 +118,7 @@ class Concept:
     """
     head, tensors = container.read(Path(path))
     if _decode(head.get('format')) != FORMAT:
-      keys = shapes.some(list(tensors), ', ', 2) or 'none'
+      keys = tree.some(list(tensors), ', ', 2) or 'none'
       raise DcjaxError(
         f'{path} is not a dcjax concept but other weights, with keys such as '
         f'{keys}'
@@ -175,7 +175,7 @@ class Concept:
     )
     if found:
       raise DcjaxError(
-        f'the concept does not fit {_say(here)}: {shapes.some(found)}'
+        f'the concept does not fit {_say(here)}: {tree.some(found)}'
       )
     tokens = dict(tokens or {})
     twice = sorted(f'[{name}]' for name in tokens.keys() & self.tokens.keys())
@@ -190,7 +190,7 @@ class Concept:
   def _check(self, what: str) -> None:
     found = shapes.problems(self.lora, self.tokens)
     if found:
-      raise DcjaxError(f'{what} make no concept: {shapes.some(found)}')
+      raise DcjaxError(f'{what} make no concept: {tree.some(found)}')
 
 
 def join(concepts: Sequence[Concept]) -> Concept:
@@ -313,7 +313,7 @@ def _unpack(
       unknown.append(key)
   if unknown:
     raise DcjaxError(
-      f'{path} holds unknown keys: {shapes.some(unknown, ", ")}; a concept has '
+      f'{path} holds unknown keys: {tree.some(unknown, ", ")}; a concept has '
       'lora/<layer>/{a1,b1,b2} and tokens/{v,u}'
     )
   return tree.unflatten(lora), tokens

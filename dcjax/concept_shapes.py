@@ -126,13 +126,6 @@ def misfits(
   ]
 
 
-def some(items: list[str], separator: str = '; ', limit: int = 8) -> str:
-  """The first few of a list, in one line."""
-  shown = separator.join(items[:limit])
-  more = len(items) - limit
-  return shown + (f'{separator}and {more} more' if more > 0 else '')
-
-
 def _fit_each_other(a1, b1, b2) -> bool:
   return (
     len(a1) in (2, 3)

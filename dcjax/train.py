@@ -171,6 +171,7 @@ def fit(
     state, position = checkpoints.restore(state)
     batches.set_state(position)
   run = _Run(stage, loop, checkpoints, batches, int(state.step))
+  context = jax.device_put(context)
   timing = Timing()
   try:
     if int(state.step) < stage.steps:
@@ -178,7 +179,7 @@ def fit(
         make_step(objective, optimizer, stage),
         state,
         jax.device_put(frozen),
-        jax.device_put(context),
+        context,
         _evaluator(objective, held_out, context),
         preview,
       )

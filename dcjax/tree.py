@@ -53,7 +53,7 @@ def match(tree: Tree, pattern: str) -> list[str]:
   if not found:
     raise DcjaxError(
       f'pattern {pattern!r} matches no parameter; the tree has '
-      f'{_some(names(tree))}'
+      f'{some(names(tree), ", ", 6)}'
     )
   return found
 
@@ -74,7 +74,9 @@ def combine(*trees: Tree) -> dict[str, Any]:
     leaves = flatten(tree)
     twice = flat.keys() & leaves.keys()
     if twice:
-      raise ValueError(f'leaves in more than one tree: {_some(sorted(twice))}')
+      raise ValueError(
+        f'leaves in more than one tree: {some(sorted(twice), ", ", 6)}'
+      )
     flat.update(leaves)
   return unflatten(flat)
 
@@ -96,10 +98,11 @@ def check_same(expected: Tree, given: Tree, *, what: str) -> None:
     if name in have and tuple(have[name].shape) != tuple(x.shape)
   ]
   if problems:
-    raise DcjaxError(f'{what} does not fit: {_some(problems, 12, "; ")}')
+    raise DcjaxError(f'{what} does not fit: {some(problems, limit=12)}')
 
 
-def _some(items: list[str], limit: int = 6, separator: str = ', ') -> str:
+def some(items: list[str], separator: str = '; ', limit: int = 8) -> str:
+  """The first few of a list, in one line."""
   shown = separator.join(items[:limit])
   more = len(items) - limit
   return shown + (f'{separator}and {more} more' if more > 0 else '')

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.data import motions, shapes, textures
-from dcjax.data.render import FRAMES, render
+from dcjax.data.render import FRAMES, render, to_uint8
 from dcjax.data.scene import (
   BACKGROUNDS,
   DECORATIONS,
@@ -72,7 +72,7 @@ def concept(index: int) -> Concept:
   scene = _scene(index, shape, moves, decoration, paint, ground)
   clip = render(scene, FRAMES)
   return Concept(
-    video=np.asarray(jnp.round(clip.video * 255)).astype(np.uint8),
+    video=to_uint8(clip.video),
     mask=np.asarray(clip.mask[0]),
     track=np.asarray(clip.track[0]),
     appearance=f'a [v] thing on a plain {ground} background.',

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
 from dcjax.data import motions, shapes, textures
 from dcjax.data.scene import DECORATIONS, OBJECTS, RADII, Scene
@@ -80,6 +81,11 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Clip:
 
 # (coverage [f h w], colour [3]), the lowest first.
 _Layers = tuple[tuple[Array, Array], ...]
+
+
+def to_uint8(video: Array) -> np.ndarray:
+  """[0, 1] -> 0 .. 255, as a video file holds it."""
+  return np.round(np.asarray(video) * 255.0).astype(np.uint8)
 
 
 class _Object(NamedTuple):

@@ -18,6 +18,7 @@ import numpy as np
 from dcjax import machine, material, sampling
 from dcjax.data import captions, world
 from dcjax.data import video as video_lib
+from dcjax.data.render import to_uint8
 from dcjax.evals import oracle
 from dcjax.weights.base import Base, load_base
 
@@ -81,11 +82,6 @@ def render(scenes: world.Scene) -> np.ndarray:
   """uint8 [n f h w 3]."""
   one = jax.jit(lambda scene: world.render(scene).video)
   return np.stack([to_uint8(one(scene)) for scene in _unstack(scenes)])
-
-
-def to_uint8(video: Any) -> np.ndarray:
-  """[0, 1] -> 0 .. 255."""
-  return np.round(np.asarray(video) * 255.0).astype(np.uint8)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

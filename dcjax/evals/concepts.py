@@ -14,7 +14,7 @@ import numpy as np
 
 from dcjax.data import textures
 from dcjax.data.concepts import Concept
-from dcjax.data.render import render
+from dcjax.data.render import render, to_uint8
 from dcjax.data.scene import (
   BACKGROUNDS,
   COLORS,
@@ -270,8 +270,7 @@ def wanted(concept: Concept, **changes: str | np.ndarray) -> np.ndarray:
     if new.ndim < old.ndim:
       new = new[(None,) * (old.ndim - new.ndim)]
     scene = scene._replace(**{key: jnp.broadcast_to(new, old.shape)})
-  video = render(scene, len(concept.video)).video
-  return np.asarray(jnp.round(video * 255)).astype(np.uint8)
+  return to_uint8(render(scene, len(concept.video)).video)
 
 
 def _errors(video: np.ndarray, concept: Concept) -> dict[str, float]:

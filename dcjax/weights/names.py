@@ -86,9 +86,8 @@ def read_tensors(
     if len(layers) == len(entry.keys):
       flat[name] = np.stack(layers) if entry.stacked else layers[0]
   if problems:
-    shown = '; '.join(problems[:12])
-    more = f'; and {len(problems) - 12} more' if len(problems) > 12 else ''
-    raise DcjaxError(f'{what} does not fit this model: {shown}{more}')
+    shown = tree.some(problems, limit=12)
+    raise DcjaxError(f'{what} does not fit this model: {shown}')
   return tree.unflatten(flat)
 
 
