@@ -232,8 +232,8 @@ def test_table_names_every_parameter(params):
   'change,message',
   [
     ({'_class_name': 'AutoencoderKL'}, 'only AutoencoderKLWan'),
-    ({'is_residual': True}, 'is_residual'),
-    ({'patch_size': 2}, 'patch_size'),
+    ({'is_residual': True, 'dim_mult': [1, 2, 5]}, 'no multiple of 20'),
+    ({'patch_size': 2, 'in_channels': 3}, 'values give 12'),
     ({'in_channels': 12}, 'in_channels'),
     ({'attn_scales': [1.0]}, 'attn_scales'),
     ({'dropout': 0.1}, 'dropout'),
@@ -248,7 +248,7 @@ def test_table_names_every_parameter(params):
     ({'latents_mean': [0.0]}, 'z_dim is 3'),
     ({'latents_mean': [0.0, float('nan'), 0.0]}, 'finite'),
     ({'latents_std': [1.0, 0.0, 1.0]}, 'positive'),
-    ({'scale_factor_spatial': 8}, 'levels give 4'),
+    ({'scale_factor_spatial': 8}, 'other values give 4'),
   ],
 )
 def test_a_config_that_does_not_fit_is_refused_in_one_line(change, message):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -14,11 +15,6 @@ _CLASS = 'AutoencoderKLWan'
 _UNSUPPORTED = {
   'attn_scales': ((), 'attention in the down blocks is not supported'),
   'dropout': ((0, 0.0), 'dropout is not supported'),
-  'is_residual': ((False,), 'the Wan2.2 autoencoder is not supported'),
-  'in_channels': ((3,), 'only RGB is supported'),
-  'out_channels': ((3,), 'only RGB is supported'),
-  'patch_size': ((None, 1), 'the Wan2.2 autoencoder is not supported'),
-  'clip_output': ((True,), 'unclipped output is not supported'),
 }
 
 # Statistics of the Wan2.1 latents.
@@ -45,6 +41,9 @@ class VAEConfig:
     num_res_blocks: residual blocks a level; the decoder has one more.
     attn_scales: levels with attention; only () is supported.
     temporal_downsample: between which levels time is halved as well.
+    is_residual: Wan2.2's levels, with a parameter-free shortcut around each
+      one that changes the size, rather than Wan2.1's.
+    patch_size: pixels a side that are channels of one position; None is 1.
     latents_mean: [c] of raw latents, for `normalize`.
     latents_std: [c] likewise.
 
@@ -59,6 +58,8 @@ class VAEConfig:
   num_res_blocks: int = 2
   attn_scales: tuple[float, ...] = ()
   temporal_downsample: tuple[bool, ...] = (False, True, True)
+  is_residual: bool = False
+  patch_size: int | None = None
   latents_mean: tuple[float, ...] = _MEAN
   latents_std: tuple[float, ...] = _STD
 
@@ -73,12 +74,27 @@ class VAEConfig:
   @property
   def scale_factor_spatial(self) -> int:
     """Pixels a latent pixel, along h and along w."""
-    return 2 ** (len(self.dim_mult) - 1)
+    return 2 ** (len(self.dim_mult) - 1) * (self.patch_size or 1)
 
   @property
   def scale_factor_temporal(self) -> int:
     """Frames a latent frame, after the first."""
     return 2 ** sum(self.temporal_downsample)
+
+  @property
+  def pixel_channels(self) -> int:
+    """Channels of a position at full width: three a pixel of the patch."""
+    return 3 * (self.patch_size or 1) ** 2
+
+  @property
+  def derived(self) -> dict[str, int]:
+    """What a config.json repeats although it follows from the rest."""
+    return {
+      'in_channels': self.pixel_channels,
+      'out_channels': self.pixel_channels,
+      'scale_factor_spatial': self.scale_factor_spatial,
+      'scale_factor_temporal': self.scale_factor_temporal,
+    }
 
   @property
   def encoder_widths(self) -> tuple[int, ...]:
@@ -90,6 +106,12 @@ class VAEConfig:
     """Widths of the decoder's levels, from latents to pixels."""
     base = self.decoder_base_dim or self.base_dim
     return tuple(base * m for m in reversed(self.dim_mult))
+
+  def step(self, level: int) -> int:
+    """Positions that become one after a level of the encoder."""
+    if level == len(self.temporal_downsample):
+      return 1
+    return 8 if self.temporal_downsample[level] else 4
 
   def latent_shape(
     self, frames: int, height: int, width: int
@@ -113,15 +135,20 @@ class VAEConfig:
       raise DcjaxError(
         f'the autoencoder is a {raw["_class_name"]}; only {_CLASS} is supported'
       )
-    raw = {key: x for key, x in raw.items() if not key.startswith('_')}
+    # The published Wan2.2 file says clip_output, which the class does not read.
+    raw = {
+      key: x
+      for key, x in raw.items()
+      if not key.startswith('_') and key != 'clip_output'
+    }
     _refuse(raw)
     names = {_spelling(field.name) for field in dataclasses.fields(cls)}
-    scales = {'scale_factor_spatial', 'scale_factor_temporal'}
-    unknown = sorted(set(raw) - names - scales - set(_UNSUPPORTED))
+    derived = set(cls().derived)
+    unknown = sorted(set(raw) - names - derived - set(_UNSUPPORTED))
     if unknown:
       raise DcjaxError(
         f'unknown key {unknown[0]!r} in the autoencoder config; known are '
-        f'{", ".join(sorted(names | scales | set(_UNSUPPORTED)))}'
+        f'{", ".join(sorted(names | derived | set(_UNSUPPORTED)))}'
       )
     config = cls(
       **{
@@ -130,11 +157,11 @@ class VAEConfig:
         if _spelling(field.name) in raw
       }
     )
-    for key in sorted(scales & set(raw)):
-      if raw[key] != getattr(config, key):
+    for key, value in config.derived.items():
+      if raw.get(key, value) != value:
         raise DcjaxError(
-          f'{key} is {raw[key]!r} in the autoencoder config, but its levels '
-          f'give {getattr(config, key)}'
+          f'{key} is {raw[key]!r} in the autoencoder config, but its other '
+          f'values give {value}'
         )
     return config
 
@@ -147,13 +174,8 @@ class VAEConfig:
     return {
       '_class_name': _CLASS,
       **values,
+      **self.derived,
       'dropout': 0.0,
-      'in_channels': 3,
-      'is_residual': False,
-      'out_channels': 3,
-      'patch_size': None,
-      'scale_factor_spatial': self.scale_factor_spatial,
-      'scale_factor_temporal': self.scale_factor_temporal,
     }
 
 
@@ -205,7 +227,9 @@ def _check(config: VAEConfig) -> None:
       f'temperal_downsample has {len(config.temporal_downsample)} values; '
       f'dim_mult has {steps + 1} levels, so {steps} are expected'
     )
-  if any(width % 2 for width in config.decoder_widths[:-1]):
+  if config.is_residual:
+    _check_shortcuts(config)
+  elif any(width % 2 for width in config.decoder_widths[:-1]):
     raise DcjaxError(
       f'the decoder widths are {config.decoder_widths}; all but the last must '
       'be even'
@@ -218,3 +242,22 @@ def _check(config: VAEConfig) -> None:
       )
   if min(config.latents_std) <= 0:
     raise DcjaxError(f'latents_std must be positive, not {config.latents_std}')
+
+
+def _check_shortcuts(config: VAEConfig) -> None:
+  """Channels must be shared out evenly where a shortcut changes the size."""
+  widths = (config.base_dim, *config.encoder_widths)
+  for i, (before, width) in enumerate(itertools.pairwise(widths)):
+    if before * config.step(i) % width:
+      raise DcjaxError(
+        f'the encoder widths are {widths}: {before} channels times '
+        f'{config.step(i)} positions are no multiple of {width}'
+      )
+  widths = (config.decoder_widths[0], *config.decoder_widths)
+  for i, (before, width) in enumerate(itertools.pairwise(widths[:-1])):
+    step = config.step(len(config.dim_mult) - 2 - i)
+    if width * step % before:
+      raise DcjaxError(
+        f'the decoder widths are {widths}: {width} channels times {step} '
+        f'positions are no multiple of {before}'
+      )

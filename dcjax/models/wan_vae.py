@@ -1,9 +1,10 @@
-"""The causal video autoencoder of Wan2.1, on whole clips.
+"""The causal video autoencoders of Wan2.1 and Wan2.2, on whole clips.
 
 Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314),
-section 4.1. The released code walks over a clip in pieces and keeps the last
-frames of every convolution in a cache. Here a clip is one array, and what the
-caches amount to is said directly:
+section 4.1; that of Wan2.2 adds patches of pixels and, around every level, a
+shortcut without parameters that changes the size alike. The released code walks
+over a clip in pieces and keeps the last frames of every convolution in a cache.
+Here a clip is one array, and what the caches amount to is said directly:
 
 - convolutions of stride 1 see two frames of the past, zeros before the clip;
 - where time is halved, frame 0 passes and the others are convolved in threes,
@@ -172,6 +173,7 @@ class TimeHalving(nn.Module):
 class Upsample(nn.Module):
   """Doubles h and w, and with `time` first the frames after the first."""
 
+  features: int
   time: bool
   dtype: Any = jnp.float32
 
@@ -180,7 +182,7 @@ class Upsample(nn.Module):
     if self.time:
       x = TimeDoubling(dtype=self.dtype, name='time_conv')(x)
     x = repeat(x, 'b f h w c -> b f (h 2) (w 2) c')
-    return FrameConv(x.shape[-1] // 2, dtype=self.dtype, name='conv')(x)
+    return FrameConv(self.features, dtype=self.dtype, name='conv')(x)
 
 
 class TimeDoubling(nn.Module):
@@ -201,8 +203,31 @@ class TimeDoubling(nn.Module):
     return jnp.concatenate([x[:, :1], y], axis=1)
 
 
+def average_down(x: Array, features: int, time: bool, space: bool) -> Array:
+  """Neighbours become channels, and runs of channels their mean.
+
+  Args:
+    x: [b f h w c].
+    features: width of the result; a divisor of c times the neighbours.
+    time: whether pairs of frames are neighbours; the first has none.
+    space: whether squares of four pixels are.
+  """
+  t, s = 1 + time, 1 + space
+  x = jnp.pad(x, ((0, 0), (t - 1, 0), (0, 0), (0, 0), (0, 0)))
+  x = rearrange(x, 'b (f t) (h r) (w s) c -> b f h w (c t r s)', t=t, r=s, s=s)
+  return rearrange(x, 'b f h w (c g) -> b f h w c g', c=features).mean(-1)
+
+
+def repeat_up(x: Array, features: int, time: bool) -> Array:
+  """The way back of `average_down`: channels, repeated, become neighbours."""
+  t = 1 + time
+  x = jnp.repeat(x, features * 4 * t // x.shape[-1], axis=-1)
+  x = rearrange(x, 'b f h w (c t r s) -> b (f t) (h r) (w s) c', t=t, r=2, s=2)
+  return x[:, t - 1 :]
+
+
 class Encoder(nn.Module):
-  """Pixels [b f h w 3] -> moments [b f' h' w' 2c]."""
+  """Pixels [b f h w p] -> moments [b f' h' w' 2c]."""
 
   config: VAEConfig
   dtype: Any = jnp.float32
@@ -214,11 +239,14 @@ class Encoder(nn.Module):
     widths = self.config.encoder_widths
     x = CausalConv(self.config.base_dim, dtype=self.dtype, name='conv_in')(x)
     for i, width in enumerate(widths):
+      before, last = x, i + 1 == len(widths)
+      time = not last and self.config.temporal_downsample[i]
       for j in range(self.config.num_res_blocks):
         x = block(width, dtype=self.dtype, name=f'down_{i}_res_{j}')(x)
-      if i + 1 < len(widths):
-        time = self.config.temporal_downsample[i]
+      if not last:
         x = Downsample(time, self.dtype, name=f'down_{i}_sample')(x)
+      if self.config.is_residual:
+        x = x + average_down(before, width, time, not last)
     x = Middle(self.dtype, self.remat, name='mid')(x)
     x = nn.silu(Norm(name='norm_out')(x))
     moments = 2 * self.config.z_dim
@@ -226,7 +254,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Latents [b f' h' w' c] -> pixels [b f h w 3]."""
+  """Latents [b f' h' w' c] -> pixels [b f h w p]."""
 
   config: VAEConfig
   dtype: Any = jnp.float32
@@ -235,17 +263,22 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z: Array) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
-    widths = self.config.decoder_widths
+    widths, residual = self.config.decoder_widths, self.config.is_residual
     x = CausalConv(widths[0], dtype=self.dtype, name='conv_in')(z)
     x = Middle(self.dtype, self.remat, name='mid')(x)
     for i, width in enumerate(widths):
+      before = x
       for j in range(self.config.num_res_blocks + 1):
         x = block(width, dtype=self.dtype, name=f'up_{i}_res_{j}')(x)
       if i + 1 < len(widths):
         time = self.config.temporal_downsample[::-1][i]
-        x = Upsample(time, self.dtype, name=f'up_{i}_sample')(x)
+        features = width if residual else width // 2
+        x = Upsample(features, time, self.dtype, name=f'up_{i}_sample')(x)
+        if residual:
+          x = x + repeat_up(before, width, time)
     x = nn.silu(Norm(name='norm_out')(x))
-    return CausalConv(3, dtype=self.dtype, name='conv_out')(x)
+    pixels = self.config.pixel_channels
+    return CausalConv(pixels, dtype=self.dtype, name='conv_out')(x)
 
 
 class WanVAE(nn.Module):
@@ -289,6 +322,8 @@ class WanVAE(nn.Module):
       DcjaxError: for another size.
     """
     _check_pixels(x.shape, self.config)
+    p = self.config.patch_size or 1
+    x = rearrange(x, 'b f (h q) (w p) c -> b f h w (c p q)', p=p, q=p)
     moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
@@ -312,6 +347,8 @@ class WanVAE(nn.Module):
         f'[b f h w {self.config.z_dim}]'
       )
     x = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+    p = self.config.patch_size or 1
+    x = rearrange(x, 'b f h w (c p q) -> b f (h q) (w p) c', p=p, q=p)
     return jnp.clip(x, -1.0, 1.0) if clip else x
 
   def __call__(self, x: Array) -> Array:

@@ -259,24 +259,29 @@ def vae_table(config) -> Table:
 
 
 def _vae_down(config) -> Table:
-  """The encoder's levels, which diffusers numbers in one flat list."""
+  """The encoder's levels: in diffusers blocks, or for Wan2.1 one flat list."""
   table, at, before = {}, 0, config.base_dim
   for i, width in enumerate(config.encoder_widths):
+    level = f'encoder.down_blocks.{i}'
     for j in range(config.num_res_blocks):
-      ours, theirs = f'encoder/down_{i}_res_{j}', f'encoder.down_blocks.{at}'
-      table |= _vae_res(ours, theirs, before, width)
+      flat = f'encoder.down_blocks.{at}'
+      theirs = f'{level}.resnets.{j}' if config.is_residual else flat
+      table |= _vae_res(f'encoder/down_{i}_res_{j}', theirs, before, width)
       at, before = at + 1, width
     if i + 1 < len(config.encoder_widths):
-      ours, theirs = f'encoder/down_{i}_sample', f'encoder.down_blocks.{at}'
-      table |= _vae_resample(ours, theirs, config.temporal_downsample[i])
+      flat = f'encoder.down_blocks.{at}'
+      theirs = f'{level}.downsampler' if config.is_residual else flat
+      time = config.temporal_downsample[i]
+      table |= _vae_resample(f'encoder/down_{i}_sample', theirs, time)
       at += 1
   return table
 
 
 def _vae_up(config) -> Table:
-  """The decoder's levels; upsampling halves the width between them."""
+  """The decoder's levels; in Wan2.1, upsampling halves the width as well."""
   table, before = {}, config.decoder_widths[0]
   times = config.temporal_downsample[::-1]
+  sampler = 'upsampler' if config.is_residual else 'upsamplers.0'
   for i, width in enumerate(config.decoder_widths):
     theirs = f'decoder.up_blocks.{i}'
     for j in range(config.num_res_blocks + 1):
@@ -285,8 +290,8 @@ def _vae_up(config) -> Table:
       before = width
     if i + 1 < len(config.decoder_widths):
       ours = f'decoder/up_{i}_sample'
-      table |= _vae_resample(ours, f'{theirs}.upsamplers.0', times[i])
-      before = width // 2
+      table |= _vae_resample(ours, f'{theirs}.{sampler}', times[i])
+      before = width if config.is_residual else width // 2
   return table
 
 

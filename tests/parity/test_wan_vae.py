@@ -44,11 +44,37 @@ FLAT = {
   'scale_factor_spatial': 4,
   'scale_factor_temporal': 2,
 }
+# Wan2.2's kind at the embedded base's levels: patches and shortcuts.
+RESIDUAL = {
+  'base_dim': 6,
+  'z_dim': 7,
+  'dim_mult': [1, 2, 2],
+  'num_res_blocks': 1,
+  'temperal_downsample': [True, True],
+  'is_residual': True,
+  'patch_size': 2,
+  'in_channels': 12,
+  'out_channels': 12,
+  'scale_factor_spatial': 8,
+}
+# Wan2.2's own levels, with its wider decoder.
+WAN22 = {
+  **RESIDUAL,
+  'base_dim': 4,
+  'decoder_base_dim': 6,
+  'dim_mult': [1, 2, 4, 4],
+  'num_res_blocks': 2,
+  'temperal_downsample': [False, True, True],
+  'scale_factor_spatial': 16,
+}
+KINDS = [SMALL, WAN, FLAT, RESIDUAL, WAN22]
 CASES = [
   (SMALL, (2, 1, 16, 24)),
   (SMALL, (2, 17, 16, 20)),
   (WAN, (1, 9, 24, 32)),
   (FLAT, (2, 13, 12, 20)),
+  (RESIDUAL, (2, 17, 16, 24)),
+  (WAN22, (1, 9, 32, 48)),
 ]
 
 
@@ -148,7 +174,7 @@ def test_bfloat16_weights_agree_and_come_back_bit_for_bit():
   _check(peer.float(), model, params, (1, 5, 24, 16))
 
 
-@pytest.mark.parametrize('raw', [SMALL, WAN, FLAT])
+@pytest.mark.parametrize('raw', KINDS)
 def test_parameters_round_trip(raw):
   peer = _peer(raw, seed=2)
   model, params, tensors = _ours(peer)
@@ -158,7 +184,7 @@ def test_parameters_round_trip(raw):
     np.testing.assert_array_equal(written[key], x, err_msg=key)
 
 
-@pytest.mark.parametrize('raw', [SMALL, WAN, FLAT])
+@pytest.mark.parametrize('raw', KINDS)
 def test_config_round_trips_through_a_folder(raw, tmp_path):
   peer = _peer(raw)
   peer.save_config(tmp_path)
