@@ -8,6 +8,7 @@ leaves the last complete checkpoint standing.
 
 from collections.abc import Mapping
 import os
+import shutil
 from typing import Any
 
 import jax
@@ -49,9 +50,23 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, data: Mapping[str, Any] | None) -> None:
-    """Saves asynchronously; the arrays are copied before this returns."""
+    """Saves asynchronously; the arrays are copied before this returns.
+
+    Raises:
+      DcjaxError: if the disk has no room for it.
+    """
     if step == self.step:
       return
+    # Orbax would find out in its threads, each of which says so at length.
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._folder).free
+    if free < needed:
+      raise DcjaxError(
+        f'the disk of {self._folder} is full: the checkpoint of step {step} '
+        f'needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; make room '
+        'and give the same command again: it goes on from step '
+        f'{self.step or 0}'
+      )
     args = self._ocp.args
     self._manager.save(
       step,

@@ -4,6 +4,7 @@ Jobs are Python files that return a config; `config.task` names the module that
 runs it. A user's mistake is one line on stderr and exit code 2.
 """
 
+import errno
 import importlib
 import itertools
 import os
@@ -116,6 +117,23 @@ def run() -> None:
   except DcjaxError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except (OSError, ValueError) as error:
+    if not _disk_full(error):
+      raise
+    print(
+      'error: the disk is full; free some space and give the same command '
+      'again: it goes on from the last complete checkpoint',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+def _disk_full(error: Exception) -> bool:
+  """Whether a write found no room; Orbax says so in the words of its error."""
+  codes = (errno.ENOSPC, errno.EDQUOT)
+  return getattr(error, 'errno', None) in codes or any(
+    os.strerror(code) in str(error) for code in codes
+  )
 
 
 if __name__ == '__main__':

@@ -10,8 +10,10 @@ import optax.contrib
 from dcjax import tree
 from dcjax.stage import Optimizer
 
-# Kernels of linear layers inside the network: what Muon orthogonalises.
-HIDDEN = r'(blocks|layers)/.*/kernel$'
+# Kernels of linear layers and convolutions inside the network: what Muon
+# orthogonalises. The first and last layers of a transformer stay outside, and
+# the last ones of an autoencoder.
+HIDDEN = r'(blocks|layers|^vae)/.*(?<!conv_out)/kernel$'
 
 
 def schedule(c: Optimizer, steps: int) -> optax.Schedule:
@@ -67,15 +69,19 @@ def _matrices(params: tree.Tree) -> dict:
 
 def _muon_axes(params: tree.Tree) -> dict:
   """The (in, out) axes of each hidden kernel; None leaves a leaf to AdamW."""
-  axes = optax.contrib.MuonDimensionNumbers
+
+  def axes(name, x):
+    # Optax masks what it has dealt to AdamW: such leaves have no axes.
+    ndim = getattr(x, 'ndim', 0)
+    if ndim < 2 or not re.search(HIDDEN, name):
+      return None
+    # A third axis is that of scanned layers; more are those of a convolution,
+    # whose matrix goes from all inputs of a position to its outputs.
+    inputs = -2 if ndim <= 3 else tuple(range(ndim - 1))
+    return optax.contrib.MuonDimensionNumbers(inputs, ndim - 1)
+
   return tree.unflatten(
-    {
-      name: axes(-2, -1)
-      # Optax masks what it has dealt to AdamW: such leaves have no axes.
-      if re.search(HIDDEN, name) and getattr(x, 'ndim', 0) in (2, 3)
-      else None
-      for name, x in tree.flatten(params).items()
-    }
+    {name: axes(name, x) for name, x in tree.flatten(params).items()}
   )
 
 

@@ -8,6 +8,7 @@ motion stage `lora/b2`, textual inversion `^tokens/`, pretraining `.*`.
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 
 from dcjax.errors import DcjaxError
@@ -58,6 +59,12 @@ class Optimizer:
       self.warmup >= 0, 'optimizer.warmup', self.warmup, '0 or more steps'
     )
     _require(self.clip >= 0, 'optimizer.clip', self.clip, '0 (none) or more')
+    _require(
+      all(_is_group(group) for group in self.groups),
+      'optimizer.groups',
+      self.groups,
+      'pairs of a regular expression and a factor of 0 or more',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,3 +176,12 @@ def _known(kind: type, where: str, options: Mapping[str, Any]) -> None:
 def _require(holds: bool, key: str, value: Any, accepted: str) -> None:
   if not holds:
     raise DcjaxError(f'{key} is {value!r}; expected {accepted}')
+
+
+def _is_group(group: Any) -> bool:
+  try:
+    regex, factor = group
+    re.compile(regex)
+    return factor >= 0
+  except (TypeError, ValueError, re.error):
+    return False

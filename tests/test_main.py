@@ -1,5 +1,6 @@
 """A user's mistake is one line on stderr and exit code 2, whatever it is."""
 
+import errno
 import functools
 import os
 import pathlib
@@ -291,3 +292,37 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'access', lambda *_: False)
   with pytest.raises(DcjaxError, match=f'cannot write to {tmp_path}; give'):
     main._check_workdir(tmp_path / 'new' / 'run')
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'metrics.jsonl'),
+    # As Orbax says it of a checkpoint.
+    ValueError(
+      'RESOURCE_EXHAUSTED: Failed to write 402564 bytes to file 18: No space '
+      "left on device [os_error_code='28']"
+    ),
+  ],
+)
+def test_a_full_disk_is_one_line(run, folder, monkeypatch, error):
+  def fill(config, workdir):
+    raise error
+
+  monkeypatch.setattr(personalization, 'run', fill)
+  code, text = run(command(folder, TRAIN, []))
+  assert code == 2
+  assert re.fullmatch(
+    r'error: the disk is full; .*goes on from .*', text.strip()
+  )
+
+
+def test_another_error_of_the_system_is_not_taken_for_a_full_disk(
+  run, folder, monkeypatch
+):
+  def fail(config, workdir):
+    raise ValueError('a slip of ours')
+
+  monkeypatch.setattr(personalization, 'run', fail)
+  with pytest.raises(ValueError, match='a slip of ours'):
+    run(command(folder, TRAIN, []))

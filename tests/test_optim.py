@@ -101,13 +101,16 @@ def test_muon_orthogonalises_hidden_kernels_and_nothing_else():
       'text_encoder/layers/q/kernel': uneven[0],
       'transformer/blocks/mlp/up/bias': draw(3, 8),
       'transformer/head/kernel': draw(8, 8),
-      'vae/blocks/conv/kernel': draw(3, 3, 3, 4, 4),
+      # A convolution is the matrix from all it sees to its outputs.
+      'vae/decoder/mid/conv1/kernel': uneven.reshape(3, 2, 1, 4, 8),
+      'vae/decoder/conv_out/kernel': draw(3, 3, 3, 4, 4),
     }
   )
   options = dataclasses.replace(PLAIN, kind='muon', betas=(0.0, 0.0))
   steps = tree.flatten(update(options, params, params))
   for name, step in steps.items():
-    if name.endswith(('mlp/up/kernel', 'q/kernel')):
+    if name.endswith(('mlp/up/kernel', 'q/kernel', 'conv1/kernel')):
+      step = step.reshape(24, 8) if step.ndim == 5 else step
       s = np.linalg.svd(step, compute_uv=False)
       # Newton-Schulz brings them near one another, not to equality.
       assert s.min() > 0.5 * s.max(), name

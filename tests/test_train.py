@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -319,3 +320,21 @@ def test_a_bad_step_changes_nothing(value):
 def test_impossible_loops_are_one_line(option, line):
   with pytest.raises(DcjaxError, match=line):
     train.Loop('anywhere', **option)
+
+
+def test_a_checkpoint_that_has_no_room_is_refused_before_it_is_begun(
+  tmp_path, monkeypatch
+):
+  checkpoints = Checkpoints(tmp_path / 's', {})
+  state = {'x': jnp.arange(1000.0)}
+  checkpoints.save(1, state, None)
+  checkpoints.wait()
+  usage = shutil.disk_usage(tmp_path)._replace(free=3999)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+  with pytest.raises(DcjaxError, match='is full: .* step 2 .* on from step 1$'):
+    checkpoints.save(2, state, None)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=4000))
+  checkpoints.save(2, state, None)
+  checkpoints.wait()
+  assert checkpoints.step == 2
+  checkpoints.close()
