@@ -33,6 +33,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # Empty: every sample is a new scene, rendered and encoded in its step.
   c.bank = ((1, 150_000), (17, 80_000), (33, 10_000))
   c.kl_weight = 1e-4
+  c.emphasis = 4.0  # extra weight of the loss where an object is
   c.shift = 3.0  # of the sampler's times
 
   c.format = ConfigDict(
@@ -48,11 +49,14 @@ def get_config(variant: str = '') -> ConfigDict:
   )
   c.vae = ConfigDict(
     dict(
-      base_dim=16,
-      z_dim=16,
-      dim_mult=(1, 2, 4),
+      base_dim=24,
+      decoder_base_dim=26,
+      z_dim=48,
+      dim_mult=(1, 2, 2),
       num_res_blocks=1,
       temporal_downsample=(True, True),
+      is_residual=True,
+      patch_size=2,
     )
   )
   c.dit = ConfigDict(
@@ -61,7 +65,8 @@ def get_config(variant: str = '') -> ConfigDict:
       layers=6,
       heads=8,
       mlp_width=576,
-      channels=16,
+      channels=48,
+      patch=(1, 1, 1),
       text_width=128,
     )
   )
@@ -81,7 +86,13 @@ def get_config(variant: str = '') -> ConfigDict:
       # A still is the first frame of a clip: clips teach it too.
       mix=((17, 64),),
       optimizer=dict(
-        lr=1.5e-3, clip=1.0, weight_decay=0.0, warmup=100, schedule='cosine'
+        kind='muon',
+        lr=4e-3,
+        clip=1.0,
+        weight_decay=0.0,
+        warmup=100,
+        schedule='trapezoid',
+        cooldown=0.4,
       ),
     )
   )

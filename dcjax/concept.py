@@ -7,7 +7,9 @@ is one safetensors with the keys
     tokens/{v,u}                [n d] vectors of the words [v] and [u]
 
 and metadata, every value a JSON string: `format`, `version`, `identity`,
-`motion` and what `Concept.meta` holds. Nothing in it is ever executed.
+`motion` and what `Concept.meta` holds. Nothing in it is ever executed. The LoRA
+file of another tool is read as a concept too: a look without words, for any
+base that its shapes fit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from dcjax import concept_shapes as shapes
+from dcjax import formats, tree
 from dcjax import lora as lora_lib
-from dcjax import tree
 from dcjax.errors import DcjaxError
-from dcjax.weights import container
+from dcjax.weights import container, lora_file
 from dcjax.weights.base import Base
 
 FORMAT = 'dcjax concept'
@@ -43,7 +45,8 @@ class Concept:
     tokens: {'v': [n d], 'u': [n d]} in the space of the text features; numbered
       (v1, u1, v2 ...) if several concepts were learnt together.
     meta: JSON values. 'base' {'name', 'fingerprint'} and 'rank' are always
-      there; a training run adds prompts, stages, metrics and so on.
+      there; a training run adds prompts, stages, metrics and so on. The
+      fingerprint is None for the LoRA of another tool.
     identity: weight of the look, A1 B1.
     motion: weight of the motion, A1 B2.
   """
@@ -110,19 +113,15 @@ class Concept:
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> 'Concept':
-    """Reads a file that `save` wrote.
+    """Reads a file that `save` wrote, or the LoRA file of another tool.
 
     Raises:
       DcjaxError: it is missing, broken, of another format, holds unknown keys,
         or its shapes do not fit each other.
     """
     head, tensors = container.read(Path(path))
-    if _decode(head.get('format')) != FORMAT:
-      keys = tree.some(list(tensors), ', ', 2) or 'none'
-      raise DcjaxError(
-        f'{path} is not a dcjax concept but other weights, with keys such as '
-        f'{keys}'
-      )
+    if not is_concept(head):
+      return cls.from_lora_file(lora_file.parse(head, tensors, Path(path)))
     meta = {key: _decode(text) for key, text in head.items()}
     identity, motion = _check_head(meta, path)
     lora, tokens = _unpack(tensors, path)
@@ -133,6 +132,23 @@ class Concept:
         f'{path} says that its rank is {meta.get("rank")}, but that of its '
         f'LoRA is {_rank(lora)}'
       )
+    return concept
+
+  @classmethod
+  def from_lora_file(cls, file: lora_file.LoraFile) -> 'Concept':
+    """The LoRA of another tool as a look, A1 B1, for any base that it fits.
+
+    Raises:
+      DcjaxError: the file has faults, or a number is not finite.
+    """
+    lora = formats.to_lora(file)
+    meta = {
+      'base': {'name': 'any that it fits', 'fingerprint': None},
+      'rank': _rank(lora),
+      'imported': {'file': Path(file.name).name, 'style': file.style},
+    }
+    concept = cls(lora, {}, meta)
+    concept._check(file.name)
     return concept
 
   def scaled(self, identity: float = 1.0, motion: float = 1.0) -> 'Concept':
@@ -165,14 +181,16 @@ class Concept:
         would meet another concept there.
     """
     learnt, here = self.meta['base'], _where(base)
-    if learnt['fingerprint'] != here['fingerprint']:
+    if learnt['fingerprint'] not in (None, here['fingerprint']):
       raise DcjaxError(
         f'the concept was learnt on {_say(learnt)} and cannot be put into '
         f'{_say(here)}; load the base it was learnt on, or train it on this one'
       )
-    found = shapes.misfits(
-      self.lora, self.tokens, transformer, base.dit.text_width
-    )
+    lora = self.lora
+    if learnt['fingerprint'] is None:
+      # A LoRA of others may leave out the last blocks.
+      lora = shapes.with_depth(lora, base.dit.layers)
+    found = shapes.misfits(lora, self.tokens, transformer, base.dit.text_width)
     if found:
       raise DcjaxError(
         f'the concept does not fit {_say(here)}: {tree.some(found)}'
@@ -184,13 +202,18 @@ class Concept:
         f'another concept is there already{": " if twice else ""}'
         f'{", ".join(twice)}; put several in at once: join(concepts).put_into'
       )
-    weighed = lora_lib.scale(self.lora, self.identity, self.motion)
+    weighed = lora_lib.scale(lora, self.identity, self.motion)
     return tree.combine(transformer, weighed), tokens | dict(self.tokens)
 
   def _check(self, what: str) -> None:
     found = shapes.problems(self.lora, self.tokens)
     if found:
       raise DcjaxError(f'{what} make no concept: {tree.some(found)}')
+
+
+def is_concept(head: Mapping[str, str]) -> bool:
+  """Whether the metadata of a safetensors file is that of a concept."""
+  return _decode(head.get('format')) == FORMAT
 
 
 def join(concepts: Sequence[Concept]) -> Concept:
@@ -209,16 +232,19 @@ def join(concepts: Sequence[Concept]) -> Concept:
     raise DcjaxError('no concepts to join, expected at least one')
   if len(concepts) == 1:
     return concepts[0]
-  first = concepts[0].meta['base']
-  for base in (concept.meta['base'] for concept in concepts):
+  bases = [c.meta['base'] for c in concepts if c.meta['base']['fingerprint']]
+  first = bases[0] if bases else concepts[0].meta['base']
+  for base in bases:
     if base['fingerprint'] != first['fingerprint']:
       raise DcjaxError(
         'concepts of different bases cannot be joined: '
         f'{_say(first)} and {_say(base)}'
       )
+  depth = max(shapes.depth(c.lora) for c in concepts)
   together: dict[str, list] = {}
   for c in concepts:
     weighed = lora_lib.scale(c.lora, c.identity, c.motion)
+    weighed = shapes.with_depth(weighed, depth)
     for layer, leaves in shapes.layers(weighed).items():
       together.setdefault(layer, []).append(leaves)
   lora = tree.unflatten(

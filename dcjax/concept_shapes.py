@@ -52,6 +52,21 @@ def kernel_shape(leaves: Leaves) -> tuple[int, ...]:
   return (*a1.shape[:-2], down.shape[-2], up.shape[-1])
 
 
+def depth(lora: tree.Tree) -> int:
+  """Layers of the deepest scanned leaves; 0 without any."""
+  leaves = tree.flatten(lora).values()
+  return max((len(x) for x in leaves if x.ndim == 3), default=0)
+
+
+def with_depth(lora: tree.Tree, layers: int) -> dict[str, Any]:
+  """Scanned leaves with zeros for the last layers that they lack."""
+  flat = tree.flatten(lora)
+  for name, x in flat.items():
+    if x.ndim == 3 and len(x) < layers:
+      flat[name] = np.pad(x, ((0, layers - len(x)), (0, 0), (0, 0)))
+  return tree.unflatten(flat)
+
+
 def with_basis_on_input(leaves: Leaves) -> dict[str, Any]:
   """The same update the other way round.
 

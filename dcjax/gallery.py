@@ -1,4 +1,7 @@
-"""What a personalisation shows: previews while it runs, and its report."""
+"""What a personalisation shows: previews while it runs, and its report.
+
+The functions below the class serve every run that shows samples.
+"""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -44,10 +47,7 @@ class Gallery:
 
   def sample_options(self) -> dict[str, Any]:
     """Options of `sampling.sample`; None is the base's own value."""
-    return {
-      'steps': self.options.steps or None,
-      'guidance': self.options.guidance or None,
-    }
+    return sample_options(self.options)
 
   def preview(self, stage: Stage, step: int, concept: Concept) -> None:
     """What the stage has learnt so far: some stills, or the clip."""
@@ -122,20 +122,10 @@ class Gallery:
     )
 
   def _keep(self, name: str, video: np.ndarray) -> None:
-    suffix = 'mp4' if len(video) > 1 else 'png'
-    path = self.workdir / 'samples' / f'{name}.{suffix}'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Small videos are enlarged to be seen in any player.
-    scale = max(1, 256 // video.shape[1])
-    video_lib.write_video(path, video, self.base.format.fps, scale=scale)
+    keep(self.workdir, name, video, self.base.format.fps)
 
   def _settings(self) -> dict[str, Any]:
-    own = self.base.format
-    return {
-      'seed': self.options.seed,
-      'steps': self.options.steps or own.steps,
-      'guidance': self.options.guidance or own.guidance,
-    }
+    return settings(self.base, self.options)
 
   def _saved_previews(self, stages: Sequence[Stage]) -> list[report.Panel]:
     """The previews of all stages, also those of a run that was resumed."""
@@ -145,13 +135,43 @@ class Gallery:
       files = (self.workdir / 'samples').glob(f'{stage.name}_*_preview.*')
       for path in sorted(files):
         step = int(path.stem.split('_')[-2])
-        clip = video_lib.read_video(path)
-        # Back to the base's own pixels; the page enlarges them itself.
-        scale = max(1, clip.frames.shape[1] // self.base.format.height)
-        small = clip.frames[:, scale // 2 :: scale, scale // 2 :: scale]
+        clip = read_kept(path, self.base.format.height)
         panels.append(
           report.Panel(
-            f'step {step}', prompt, small, clip.fps, stage.name, step=step
+            f'step {step}', prompt, clip.frames, clip.fps, stage.name, step=step
           )
         )
     return panels
+
+
+def sample_options(options: ConfigDict) -> dict[str, Any]:
+  """Options of `sampling.sample`; None is the base's own value."""
+  return {'steps': options.steps or None, 'guidance': options.guidance or None}
+
+
+def settings(base: Base, options: ConfigDict) -> dict[str, Any]:
+  """How a sample was made, for the report."""
+  return {
+    'seed': options.seed,
+    'steps': options.steps or base.format.steps,
+    'guidance': options.guidance or base.format.guidance,
+  }
+
+
+def keep(workdir: Path, name: str, video: np.ndarray, fps: float) -> None:
+  """Writes workdir/samples/NAME.mp4, or .png for one frame."""
+  suffix = 'mp4' if len(video) > 1 else 'png'
+  path = workdir / 'samples' / f'{name}.{suffix}'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Small videos are enlarged to be seen in any player.
+  scale = max(1, 256 // video.shape[1])
+  video_lib.write_video(path, video, fps, scale=scale)
+
+
+def read_kept(path: Path, height: int) -> video_lib.Video:
+  """A kept sample of `height` pixels as it was before it was enlarged."""
+  clip = video_lib.read_video(path)
+  # The page enlarges small clips itself.
+  scale = max(1, clip.frames.shape[1] // height)
+  small = clip.frames[:, scale // 2 :: scale, scale // 2 :: scale]
+  return video_lib.Video(small, clip.fps)

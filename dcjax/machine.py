@@ -1,5 +1,8 @@
-"""What ran, and where: written beside every result."""
+"""What runs, and where: written beside every result."""
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import importlib.metadata
 import json
 import os
@@ -21,6 +24,23 @@ PACKAGES = (
   'orbax-checkpoint',
   'numpy',
 )
+
+_PLATFORM = contextvars.ContextVar[str | None]('platform', default=None)
+
+
+def backend() -> str:
+  """Where the programs that are made now will run: 'cpu', 'gpu' or 'tpu'."""
+  return _PLATFORM.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def programs_for(name: str) -> Iterator[None]:
+  """Makes programs as on another platform, to look at: they do not run here."""
+  token = _PLATFORM.set(name)
+  try:
+    yield
+  finally:
+    _PLATFORM.reset(token)
 
 
 def describe() -> dict[str, Any]:

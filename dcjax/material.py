@@ -6,6 +6,7 @@ preservation. Everything is cached by the hash of what it was made from.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from dcjax.data import scene as scene_lib
 from dcjax.data import video as video_lib
 from dcjax.weights.base import Base
 
-# Samples made at once: bounds the memory of sampling.
+# Samples made at once, and their tokens: both bound the memory of sampling.
 CHUNK = 4
+TOKENS = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,7 @@ def sample_prior(
     'prompts': [list(pair) for pair in pairs],
     'seed': seed,
     'sample': {name: repr(value) for name, value in options.items()},
+    'format': [repr(base.format), base.shift],
   }
 
   def compute():
@@ -142,22 +145,29 @@ def sample_many(
   *,
   seed: int,
   frames: int | None = None,
+  height: int | None = None,
+  width: int | None = None,
   **options: Any,
 ) -> np.ndarray:
   """`sampling.sample` a few prompts at a time; noise i depends on i alone."""
   f = base.format
-  noise = sampling.draw_noise(
-    base, len(prompts), seed, frames or f.frames, f.height, f.width
-  )
-  starts = range(0, len(prompts), CHUNK)
+  size = (frames or f.frames, height or f.height, width or f.width)
+  noise = sampling.draw_noise(base, len(prompts), seed, *size)
+  n = videos_at_once(base, noise.shape[1:])
   return np.concatenate(
     [
       sampling.sample(
-        base, prompts[i : i + CHUNK], noise=noise[i : i + CHUNK], **options
+        base, prompts[i : i + n], noise=noise[i : i + n], **options
       )
-      for i in starts
+      for i in range(0, len(prompts), n)
     ]
   )
+
+
+def videos_at_once(base: Base, latents: tuple[int, ...]) -> int:
+  """How many videos of latents [f h w c] are sampled at once."""
+  tokens = math.prod(latents[:3]) // math.prod(base.dit.patch)
+  return max(1, min(CHUNK, TOKENS // tokens))
 
 
 def _between(source: video_lib.Video, clip: video_lib.Video) -> np.ndarray:

@@ -7,17 +7,14 @@ Every key is split by what it is for, so a draw does not move when another one
 is added.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from dcjax import flow, lora
-from dcjax.data import captions, prompts, world
+from dcjax.data import prompts
 from dcjax.models.dit import DiT
-from dcjax.models.text import UMT5Encoder
-from dcjax.models.wan_vae import WanVAE, normalize
 from dcjax.stage import Stage
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -35,6 +32,7 @@ def flow_loss(
   *,
   self_cond: bool,
   t: jax.Array | None = None,
+  weight: jax.Array | None = None,
 ) -> jax.Array:
   """Eq. (3) of `flow` for each sample.
 
@@ -47,6 +45,7 @@ def flow_loss(
     stage: t sampler and self-conditioning.
     self_cond: whether the model reads its own estimate.
     t: [b] flow times instead of drawn ones.
+    weight: [b f h w 1] of the positions, of mean 1, or None for all alike.
 
   Returns:
     (t [b], mean squared error of each sample [b]).
@@ -69,6 +68,8 @@ def flow_loss(
     fed = jax.random.bernoulli(key_self, stage.self_cond, t.shape)
     x0_hat = jnp.where(fed[:, None, None, None, None], estimate, 0.0)
   error = jnp.square(call(x0_hat) - flow.velocity(x0, eps))
+  if weight is not None:
+    error = error * weight
   return t, error.mean(axis=(1, 2, 3, 4))
 
 
@@ -79,19 +80,25 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
   {'concept': ..., 'prior': ...} of two such. The context holds, for every
   prompt, 'features' [p l d], 'mask' [p l] and 'slots' [p l] (see
   `prompts.place`).
+
+  Where there are too many prompts for that, a batch brings its own 'features'
+  [b l d] and 'mask' [b l] instead of 'prompt'. It may have a 'weight'
+  [b f h w 1] of the loss. With `stage.prompt_drop` the context has a 'null', of
+  `sampling.null_text`.
   """
   velocity = lora.with_lora(dit.apply)
   self_cond = dit.config.self_cond is not None
 
   def samples(params, batch, context, key, t=None):
     """(t, error) of each sample."""
-    pick = lambda name: context[name][batch['prompt']]
     key_text, key_flow = jax.random.split(key)
-    mask = pick('mask')
-    text = prompts.place(
-      pick('features'), params.get('tokens', {}), pick('slots')
-    )
+    text, mask = _text(params, batch, context)
     if t is None:
+      if stage.prompt_drop:
+        key_null = jax.random.fold_in(key_text, 1)
+        text, mask = _drop_prompts(
+          key_null, text, mask, context['null'], stage.prompt_drop
+        )
       text = prompts.drop_rows(key_text, text, mask, stage.text_drop)
     return flow_loss(
       lambda *args, **kwargs: velocity(
@@ -104,6 +111,7 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
       stage,
       self_cond=self_cond,
       t=t,
+      weight=batch.get('weight'),
     )
 
   def loss(params, batch, context, key):
@@ -128,8 +136,46 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
     ]
     return {f'held_out/t{q}': e for q, e in enumerate(errors)}
 
-  loss.evaluate = evaluate
+  def evaluate_several(params, batches, context, key):
+    """The same over batches of several shapes, one sample at a time."""
+    times = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
+
+    def one(place):
+      sample, key = place
+      sample = jax.tree.map(lambda x: x[None], sample)
+      return jax.lax.map(
+        lambda t: samples(params, sample, context, key, t[None])[1][0], times
+      )
+
+    errors = []
+    for batch in batches:
+      n = batch['latents'].shape[0]
+      errors.append(jax.lax.map(one, (batch, jax.random.split(key, n))))
+    means = jnp.concatenate(errors).mean(axis=0)
+    return {f'held_out/t{q}': means[q] for q in range(QUANTILES)}
+
+  loss.evaluate, loss.evaluate_several = evaluate, evaluate_several
   return loss
+
+
+def _text(params, batch, context):
+  """(features [b l d] with learned words, mask [b l]) of a batch."""
+  if 'prompt' not in batch:
+    return batch['features'], batch['mask']
+  pick = lambda name: context[name][batch['prompt']]
+  text = prompts.place(
+    pick('features'), params.get('tokens', {}), pick('slots')
+  )
+  return text, pick('mask')
+
+
+def _drop_prompts(key, text, mask, null, rate):
+  """The null prompt instead of some prompts, each with probability `rate`."""
+  dropped = jax.random.bernoulli(key, rate, (mask.shape[0], 1))
+  text = jnp.where(
+    dropped[..., None], null['features'].astype(text.dtype), text
+  )
+  return text, jnp.where(dropped, null['mask'], mask)
 
 
 def by_quantile(t: jax.Array, error: jax.Array) -> dict[str, jax.Array]:
@@ -140,147 +186,3 @@ def by_quantile(t: jax.Array, error: jax.Array) -> dict[str, jax.Array]:
     inside = quarter == q
     means[f'loss/t{q}'] = jnp.where(inside, error, 0.0).sum() / inside.sum()
   return means
-
-
-# ---- pretraining on the procedural world -----------------------------------
-
-
-def pretrain(
-  dit: DiT,
-  vae: WanVAE,
-  text: UMT5Encoder,
-  word_ids: Mapping[str, int],
-  stage: Stage,
-  *,
-  seed: int,
-  length: int,
-) -> Objective:
-  """Flow matching on rendered scenes, for text encoder and transformer.
-
-  The batch is {frames: sample indices [b]}: nothing but numbers travels to the
-  device, which draws, encodes and captions the scenes itself. The context is
-  {frames: (scenes, latents)} from `encode_scenes`, a bank of scenes that were
-  encoded once; without one, every sample is a new scene.
-  """
-  ids = {word: int(i) for word, i in word_ids.items()}
-  # What stands for a word that the base does not know, in the prompts of
-  # others.
-  strangers = jnp.asarray(
-    [ids['<unk>'], ids['<extra_id_0>'], ids['<extra_id_1>']]
-  )
-
-  def fetch(params, bank, indices, frames):
-    if bank is None:
-      keys = scene_keys(seed, frames, indices)
-      return encode_scenes(vae, params['vae'], keys, frames)
-    scenes, latents = bank
-    places = indices % latents.shape[0]
-    return jax.tree.map(lambda x: x[places], (scenes, latents))
-
-  def caption(scene, index, frames):
-    key = jax.random.fold_in(jax.random.key(seed + 1), frames)
-    key_said, key_strange = jax.random.split(jax.random.fold_in(key, index))
-    said = captions.sample_said(key_said, still=frames == 1)
-    tokens, mask = captions.caption_ids(scene, said, ids, length)
-    return _estrange(key_strange, tokens, mask, strangers, stage.prompt_drop)
-
-  def loss(params, batch, context, key):
-    total, weight, aux = 0.0, 0.0, {}
-    for name, indices in sorted(batch.items()):
-      frames = int(name)
-      key_text, key_flow = jax.random.split(jax.random.fold_in(key, frames))
-      bank = None if context is None else context[name]
-      scenes, latents = fetch(params, bank, indices, frames)
-      tokens, mask = jax.vmap(caption, (0, 0, None))(scenes, indices, frames)
-      features = text.apply({'params': params['text_encoder']}, tokens, mask)
-      features = prompts.drop_rows(key_text, features, mask, stage.text_drop)
-      _, error = flow_loss(
-        lambda *args, **kwargs: dit.apply(
-          {'params': params['transformer']}, *args, **kwargs
-        ),
-        latents.astype(jnp.float32),
-        features,
-        mask,
-        key_flow,
-        stage,
-        self_cond=dit.config.self_cond is not None,
-      )
-      aux[f'loss/{frames}_frames'] = error.mean()
-      total = total + latents.size * error.mean()
-      weight = weight + latents.size
-    return total / weight, aux
-
-  return loss
-
-
-def scene_keys(seed: int, frames: int, indices: jax.Array) -> jax.Array:
-  """One key a scene [b]: clips of another length are other scenes."""
-  key = jax.random.fold_in(jax.random.key(seed), frames)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-
-
-def encode_scenes(
-  vae: WanVAE, params: Any, keys: jax.Array, frames: int
-) -> tuple[world.Scene, jax.Array]:
-  """Draws and encodes scenes: (scenes, normalised latents [b f h w c])."""
-  scenes = jax.vmap(world.sample_scene)(keys)
-  video = jax.vmap(lambda scene: world.render(scene, frames).video)(scenes)
-  mean, _ = vae.apply({'params': params}, 2.0 * video - 1.0, method='encode')
-  return scenes, jax.lax.stop_gradient(normalize(mean, vae.config))
-
-
-def _estrange(key, tokens, mask, strangers, prompt_drop):
-  """Some words become unknown ones, and some captions the empty prompt.
-
-  So the base learns that an unknown word says nothing about the picture, which
-  makes it a base for learned words.
-  """
-  key_word, key_which, key_prompt = jax.random.split(key, 3)
-  strange = jax.random.bernoulli(key_word, 0.03, tokens.shape) & (
-    tokens != captions.EOS
-  )
-  which = jax.random.choice(key_which, strangers, tokens.shape)
-  tokens = jnp.where(strange & mask, which, tokens)
-  empty = jnp.arange(tokens.shape[0]) == 0
-  dropped = jax.random.bernoulli(key_prompt, prompt_drop)
-  tokens = jnp.where(dropped, jnp.where(empty, captions.EOS, 0), tokens)
-  return tokens, jnp.where(dropped, empty, mask)
-
-
-def autoencoder(vae: WanVAE, *, seed: int, kl_weight: float) -> Objective:
-  """L1 + L2 + KL on scenes of the world and on free textures, half and half."""
-
-  def videos(indices, frames):
-    def one(index):
-      base = jax.random.fold_in(jax.random.key(seed + 1), frames)
-      key, key_kind = jax.random.split(jax.random.fold_in(base, index))
-      return jax.lax.cond(
-        jax.random.bernoulli(key_kind),
-        lambda k: world.render(world.sample_scene(k), frames).video,
-        lambda k: world.texture(k, frames),
-        key,
-      )
-
-    return 2.0 * jax.vmap(one)(indices) - 1.0
-
-  def loss(params, batch, context, key):
-    del context
-    variables = {'params': params['vae']}
-    total, weight, aux = 0.0, 0.0, {}
-    for frames, indices in sorted(batch.items()):
-      x = videos(indices, int(frames))
-      mean, logvar = vae.apply(variables, x, method='encode')
-      noise = jax.random.normal(
-        jax.random.fold_in(key, int(frames)), mean.shape
-      )
-      z = mean + jnp.exp(0.5 * logvar) * noise
-      y = vae.apply(variables, z, clip=False, method='decode')
-      l2 = jnp.square(x - y).mean()
-      kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
-      part = jnp.abs(x - y).mean() + l2 + kl_weight * kl
-      aux[f'psnr/{frames}_frames'] = -10.0 * jnp.log10(l2 / 4.0)
-      aux[f'kl/{frames}_frames'] = kl
-      total, weight = total + x.size * part, weight + x.size
-    return total / weight, aux
-
-  return loss

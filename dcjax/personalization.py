@@ -20,15 +20,15 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dcjax import (
-  lora,
   machine,
   recipes,
   sampling,
+  start,
+  text_features,
   train,
   tree,
 )
 from dcjax import material as material_lib
-from dcjax import objective as objective_lib
 from dcjax import stage as stage_lib
 from dcjax.concept import Concept
 from dcjax.data import cache, pipeline
@@ -36,7 +36,6 @@ from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.gallery import Gallery
 from dcjax.material import Material, Prior
-from dcjax.models.dit import DiT
 from dcjax.stage import Stage
 from dcjax.weights.base import ASSETS, Base, load_base
 
@@ -92,7 +91,8 @@ def personalize(
 
 def run(config: ConfigDict, workdir: str) -> None:
   """The `personalize` task of the command line."""
-  Personalization(load_base(config.base), config, workdir).run()
+  base = load_base(config.base, dtype=start.base_dtype(config))
+  Personalization(base, config, workdir).run()
 
 
 class Personalization:
@@ -107,12 +107,14 @@ class Personalization:
   def __init__(
     self, base: Base, config: ConfigDict, workdir: str | os.PathLike
   ):
-    self.base, self.config, self.workdir = base, config, Path(workdir)
-    _check_numbers(config)
+    self.config, self.workdir = config, Path(workdir)
+    start.check_numbers(config)
+    self.base = base = start.adapted(base, config)
+    self.words = start.words(config)
     self.video, self.appearance, self.motion = _what_to_learn(base, config)
     self.full = prompts_lib.join(self.appearance, self.motion)
     self.scenes = {'reconstruction': self.full} | _edits(
-      config, base, self.appearance
+      config, base, self.appearance, self.words
     )
     self.stages = [
       stage_lib.from_config(name, config[name].to_dict())
@@ -136,6 +138,10 @@ class Personalization:
     began = time.monotonic()
     # What can be refused is refused before anything takes long.
     params = self._params()
+    objectives = {
+      stage.name: start.objective(self.base, self.config, stage)
+      for stage in self.stages
+    }
     material = material_lib.prepare(
       self.base, self.video, self.config.data.fps or None, self._cache
     )
@@ -147,13 +153,13 @@ class Personalization:
       self.config,
       base={'name': self.base.name, 'fingerprint': self.base.fingerprint},
     )
+    self._remember_prompts()
     prior = self._prior()
     context = self._context(prior)
     for stage in self.stages:
-      dit = DiT(self.base.dit, sampling.working_dtype())
       params, timing = train.fit(
         stage,
-        objective_lib.personalize(dit, stage),
+        objectives[stage.name],
         params,
         self._batches(stage, material, prior),
         self._loop(stage, material),
@@ -187,19 +193,21 @@ class Personalization:
       **self.gallery.sample_options(),
     )
 
+  def _remember_prompts(self) -> None:
+    """Has a large text encoder done, and gone, before anything is trained."""
+    if 'text_encoder' not in self.base.on_disk:
+      return
+    texts = ['', self.appearance, self.full, *self.scenes.values()]
+    c = self.config.prior
+    videos = c.videos if any(stage.prior for stage in self.stages) else 0
+    for static, dynamic in material_lib.prior_prompts(
+      self.base, c.noun, videos, self.config.seed
+    ):
+      texts += [static, prompts_lib.join(static, dynamic)]
+    text_features.remember(self.base, list(dict.fromkeys(texts)), self.words)
+
   def _params(self) -> dict[str, Any]:
-    """The transformer with LoRA leaves, and the learned words at zero."""
-    c = self.config
-    transformer = lora.attach(
-      self.base.params['transformer'],
-      c.lora.targets,
-      c.lora.rank,
-      jax.random.fold_in(jax.random.key(c.seed), 1),
-      side=c.lora.side,
-    )
-    shape = (c.tokens.vectors, self.base.dit.text_width)
-    tokens = {name: jnp.zeros(shape) for name in ('v', 'u')}
-    return {'transformer': transformer, 'tokens': tokens}
+    return start.initial_params(self.base, self.config)
 
   def _context(self, prior: Prior | None) -> dict[str, jax.Array]:
     """Features of all prompts: the concept's two, then two a prior video."""
@@ -210,13 +218,16 @@ class Personalization:
       self.base.tokenizer,
       texts,
       self.base.format.text_length,
-      dict.fromkeys(('v', 'u'), self.config.tokens.vectors),
+      self.words,
     )
-    return {
+    context = {
       'features': sampling.text_features(self.base, encoded.ids, encoded.mask),
       'mask': jnp.asarray(encoded.mask),
       'slots': jnp.asarray(encoded.slots),
     }
+    if any(stage.prompt_drop for stage in self.stages):
+      context['null'] = sampling.null_text(self.base)
+    return context
 
   def _batches(
     self, stage: Stage, material: Material, prior: Prior | None
@@ -256,8 +267,10 @@ class Personalization:
         'clip': cache.content_hash(material.clip.frames)[:16],
         'prompts': [self.appearance, self.motion],
         'lora': plain(c.lora),
-        'tokens': plain(c.tokens),
+        'tokens': plain(c.tokens) if self.words else None,
         'prior': plain(c.prior),
+        'shift': self.base.shift,
+        'base_dtype': c.base_dtype,
         'seed': c.seed,
       },
     )
@@ -315,17 +328,6 @@ def _held_out(stage: Stage, material: Material) -> dict[str, jax.Array]:
   }
 
 
-def _check_numbers(config: ConfigDict) -> None:
-  """Refuses impossible numbers of the parts that check nothing themselves."""
-  least = {'tokens.vectors': 1, 'prior.videos': 0, 'sample.steps': 0}
-  for name, least_value in least.items():
-    part, key = name.split('.')
-    if config[part][key] < least_value:
-      raise DcjaxError(
-        f'config.{name} is {config[part][key]}; expected {least_value} or more'
-      )
-
-
 def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
   """(video path, appearance prompt, motion prompt), checked."""
   video = config.data.video or str(SAMPLE)
@@ -336,16 +338,23 @@ def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
     defaults = PLAIN_PROMPTS
   else:
     defaults = {'appearance': '', 'motion': ''}
+  if not config.train_tokens:
+    defaults = {k: prompts_lib.without_words(x) for k, x in defaults.items()}
   appearance = appearance or defaults['appearance']
   motion = motion or defaults['motion']
-  prompts_lib.check_training_prompts(appearance, motion)
+  if config.train_tokens:
+    prompts_lib.check_training_prompts(appearance, motion)
+  else:
+    prompts_lib.check_plain_prompts(appearance, motion)
   return video, appearance, motion
 
 
-def _edits(config: ConfigDict, base: Base, appearance: str) -> dict[str, str]:
+def _edits(
+  config: ConfigDict, base: Base, appearance: str, words: Mapping[str, int]
+) -> dict[str, str]:
   """{label: prompt} of the scenes in the report, checked."""
   if not config.edits:
-    return recipes.edits(base.name, appearance)
+    return recipes.edits(base.name, appearance, tokens=bool(words))
   pairs = [edit.partition(':') for edit in config.edits]
   bad = [
     label for label, colon, prompt in pairs if not (colon and prompt.strip())
@@ -357,6 +366,6 @@ def _edits(config: ConfigDict, base: Base, appearance: str) -> dict[str, str]:
     base.tokenizer,
     list(edits.values()),
     base.format.text_length,
-    dict.fromkeys(('v', 'u'), config.tokens.vectors),
+    words,
   )
   return edits

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import machine, train
-from dcjax import objective as objective_lib
+from dcjax import machine, pretrain_objective, train
 from dcjax import stage as stage_lib
 from dcjax.data import tokenizer as tokenizer_lib
 from dcjax.data import world
@@ -95,7 +94,17 @@ def run(config: Any, workdir: str) -> None:
 
 def _identity(config: Any, stages: list[stage_lib.Stage]) -> dict[str, Any]:
   """What a run must share to go on from the checkpoints of the last stage."""
-  keys = ('init', 'seed', 'bank', 'kl_weight', 'format', 'dit', 'vae', 'text')
+  keys = (
+    'init',
+    'seed',
+    'bank',
+    'kl_weight',
+    'emphasis',
+    'format',
+    'dit',
+    'vae',
+    'text',
+  )
   plain = json.loads(config.to_json_best_effort())
   return {'stages': [repr(stage) for stage in stages]} | {
     key: plain[key] for key in keys
@@ -134,12 +143,12 @@ def _objective(base, stage, config):
   dtype = jnp.dtype(config.dtype)
   vae = WanVAE(base.vae, dtype)
   if stage.objective == 'autoencoder':
-    return objective_lib.autoencoder(
+    return pretrain_objective.autoencoder(
       vae, seed=config.seed, kl_weight=config.kl_weight
     )
   if stage.objective == 'world':
     words = (*world.VOCABULARY, '.', '<unk>', '<extra_id_0>', '<extra_id_1>')
-    return objective_lib.pretrain(
+    return pretrain_objective.flow(
       DiT(base.dit, dtype, config.remat),
       vae,
       UMT5Encoder(base.text, dtype),
@@ -147,6 +156,7 @@ def _objective(base, stage, config):
       stage,
       seed=config.seed,
       length=base.format.text_length,
+      emphasis=config.emphasis,
     )
   raise DcjaxError(
     f'stage {stage.name!r}: objective {stage.objective!r} does not pretrain; '
@@ -164,15 +174,17 @@ def _keep(base, params, config, workdir) -> None:
 
 
 def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
-  """{frames: (scenes, latents)}, encoded once for all steps."""
+  """{frames: (scenes, latents, cover)}, encoded once for all steps."""
   dtype = jnp.dtype(config.dtype)
   vae = WanVAE(base.vae, dtype)
 
   @functools.partial(jax.jit, static_argnums=2)
   def encode(params, indices, frames):
-    keys = objective_lib.scene_keys(config.seed, frames, indices)
-    scenes, latents = objective_lib.encode_scenes(vae, params, keys, frames)
-    return scenes, latents.astype(dtype)
+    keys = pretrain_objective.scene_keys(config.seed, frames, indices)
+    scenes, *arrays = pretrain_objective.encode_scenes(
+      vae, params, keys, frames
+    )
+    return scenes, *(x.astype(dtype) for x in arrays)
 
   params, bank = jax.device_put(base.params['vae']), {}
   for frames, samples in config.bank:

@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import flow, lora
+from dcjax import flow, lora, machine
 from dcjax.concept import Concept, join
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
+from dcjax.models import vae_chunks
 from dcjax.models.dit import DiT
-from dcjax.models.text import UMT5Encoder
-from dcjax.models.wan_vae import WanVAE, denormalize, normalize
+from dcjax.models.wan_vae import WanVAE
+from dcjax.text_features import remember, text_features
 from dcjax.weights.base import Base
 
 
 def working_dtype() -> jnp.dtype:
   """Of activations: bfloat16 on accelerators; XLA:CPU is faster in float32."""
-  cpu = jax.default_backend() == 'cpu'
+  cpu = machine.backend() == 'cpu'
   return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16)
 
 
@@ -76,6 +77,7 @@ def sample(
   transformer, tokens = base.params['transformer'], {}
   if concepts:
     transformer, tokens = join(concepts).put_into(base, transformer)
+  remember(base, [*many, negative], prompts_lib.sizes_of(tokens))
   text, mask = encode_prompts(base, many, tokens)
   null, null_mask = encode_prompts(base, [negative] * len(many), {})
   latents = generate(
@@ -184,50 +186,20 @@ def encode_prompts(
   )
 
 
-def text_features(base: Base, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
-  """Output of the text encoder [b l d], zero where padded."""
-  features = _encode_text(
-    {'params': base.params['text_encoder']},
-    jnp.asarray(ids),
-    jnp.asarray(mask),
-    UMT5Encoder(base.text),
-  )
-  return prompts_lib.zero_padding(features, jnp.asarray(mask))
+def null_text(base: Base) -> dict[str, jax.Array]:
+  """The empty prompt: 'features' [1 l d] and 'mask' [1 l]."""
+  features, mask = encode_prompts(base, [''], {})
+  return {'features': features, 'mask': mask}
 
 
 def encode_video(base: Base, video: np.ndarray) -> np.ndarray:
   """Videos uint8 [b f h w 3] -> normalised latents [b f h w c], the mean."""
-  params = {'params': base.params['vae']}
-  # One at a time: memory stays that of one clip.
-  latents = [
-    _encode(params, jnp.asarray(clip)[None], WanVAE(base.vae))[0]
-    for clip in video
-  ]
-  return np.stack([np.asarray(x) for x in latents])
+  vae, params = WanVAE(base.vae), base.params['vae']
+  # One at a time: memory stays that of one clip, or of a chunk of a large one.
+  return np.stack([vae_chunks.encode(params, clip, vae) for clip in video])
 
 
 def decode(base: Base, latents: Any) -> np.ndarray:
   """Normalised latents [b f h w c] -> videos uint8 [b f h w 3]."""
-  params = {'params': base.params['vae']}
-  videos = [
-    _decode(params, jnp.asarray(z)[None], WanVAE(base.vae))[0] for z in latents
-  ]
-  return np.stack([np.asarray(x) for x in videos])
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _encode_text(variables, ids, mask, encoder):
-  return encoder.apply(variables, ids, mask)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _encode(variables, video, vae):
-  x = video.astype(jnp.float32) / 127.5 - 1.0
-  mean, _ = vae.apply(variables, x, method='encode')
-  return normalize(mean, vae.config)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _decode(variables, latents, vae):
-  x = vae.apply(variables, denormalize(latents, vae.config), method='decode')
-  return jnp.round((x + 1.0) * 127.5).astype(jnp.uint8)
+  vae, params = WanVAE(base.vae), base.params['vae']
+  return np.stack([vae_chunks.decode(params, z, vae) for z in latents])

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcjax.errors import DcjaxError
 
-DATA = ('frames', 'clip', 'world')
+DATA = ('frames', 'clip', 'folder', 'world')
 OPTIMIZERS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'linear', 'cosine', 'trapezoid')
 T_SAMPLERS = ('uniform', 'logit_normal', 'cosine_biased')
@@ -75,7 +75,8 @@ class Stage:
     name: of its checkpoints, metrics and previews.
     objective: 'flow' (latents and prompts in the batch), 'world' (renders the
       procedural world, then flow) or 'autoencoder'.
-    data: 'frames' (unordered stills), 'clip', or 'world'.
+    data: 'frames' (unordered stills), 'clip', 'folder' (captioned files), or
+      'world'.
     train: regex over parameter names; everything else is frozen.
     steps: optimizer steps.
     batch: samples of an optimizer step, over all devices.

@@ -3,20 +3,19 @@
 import json
 import pickle
 import shutil
+import struct
 
+from folders import DIT_FILE, TEXT_FILE, change, equal, refused, shard
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 import tiny
 
 from dcjax import tree
 from dcjax.errors import DcjaxError
 from dcjax.weights.base import init_params, load_base, save_base
-
-DIT_FILE = 'transformer/diffusion_pytorch_model.safetensors'
-TEXT_FILE = 'text_encoder/model.safetensors'
 
 
 @pytest.fixture(scope='module')
@@ -35,40 +34,6 @@ def original(base, tmp_path_factory):
 def folder(original, tmp_path):
   """A copy to do harm to."""
   return shutil.copytree(original, tmp_path / 'copy')
-
-
-def change(path, function):
-  """Applies a function to the tensors of a file."""
-  tensors = load_file(path)
-  function(tensors)
-  save_file(tensors, path, {'format': 'pt'})
-
-
-def shard(path, weight_map_of):
-  """Splits a file in two, with an index as transformers writes it."""
-  tensors = load_file(path)
-  keys = sorted(tensors)
-  halves = {'m-00001-of-00002.safetensors': keys[::2]}
-  halves['m-00002-of-00002.safetensors'] = keys[1::2]
-  for name, part in halves.items():
-    save_file({k: tensors[k] for k in part}, path.parent / name)
-  weight_map = {k: name for name, part in halves.items() for k in part}
-  path.unlink()
-  index = {'metadata': {}, 'weight_map': weight_map_of(weight_map)}
-  index_path = path.parent / f'{path.name}.index.json'
-  index_path.write_text(json.dumps(index))
-  return index_path
-
-
-def equal(a, b):
-  a, b = tree.flatten(a), tree.flatten(b)
-  return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
-
-
-def refused(folder, says):
-  with pytest.raises(DcjaxError, match=says) as error:
-    load_base(folder)
-  assert '\n' not in str(error.value)
 
 
 # ---- what is well formed ---------------------------------------------------
@@ -147,10 +112,63 @@ def test_a_wan_folder_without_our_defaults(folder):
 # ---- what is not -----------------------------------------------------------
 
 
+def test_a_single_file_is_no_base(folder):
+  refused(folder / DIT_FILE, 'is one file, and a base has.*transformer folder')
+
+
+def test_the_original_layout_is_refused_with_advice(tmp_path):
+  for name in ('Wan2.1_VAE.pth', 'models_t5_umt5-xxl-enc-bf16.pth'):
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+  refused(tmp_path, r'Wan2.1_VAE.pth.*refused.*-Diffusers')
+
+
+HEADERS = {
+  'a gap': ({'a': ('F32', [1], [4, 8])}, 8, 'a does not fill its place'),
+  'an overlap': (
+    {'a': ('F32', [2], [0, 8]), 'b': ('F32', [1], [4, 8])},
+    8,
+    'b does not fill its place',
+  ),
+  'a wrong size': ({'a': ('F32', [3], [0, 8])}, 8, 'a does not fill its place'),
+  'numbers left over': ({'a': ('F32', [1], [0, 4])}, 8, 'its header says'),
+  'too few numbers': ({'a': ('F32', [4], [0, 16])}, 8, 'its header says'),
+  'a negative size': ({'a': ('F32', [-2], [0, 8])}, 8, 'no possible shape'),
+  'a negative place': ({'a': ('F32', [2], [-8, 0])}, 8, 'no possible shape'),
+  'no place': ({'a': ('F32', [2], None)}, 8, 'is not a whole'),
+  'another type': (
+    {'a': ('I64', [1], [0, 8])},
+    8,
+    'a is of type I64; expected',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', HEADERS)
+def test_headers_that_lie(folder, case):
+  entries, size, says = HEADERS[case]
+  header = {
+    key: {'dtype': dtype, 'shape': shape, 'data_offsets': place}
+    for key, (dtype, shape, place) in entries.items()
+  }
+  text = json.dumps(header).encode()
+  path = folder / DIT_FILE
+  path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(size))
+  refused(folder, f'{path.name}.*{says}')
+
+
+@pytest.mark.parametrize(
+  'text', [b'{"a":1,"a":2}', b'[]', b'{"a":[]}', b'{"a":']
+)
+def test_headers_that_are_none(folder, text):
+  path = folder / DIT_FILE
+  path.write_bytes(struct.pack('<Q', len(text)) + text)
+  refused(folder, 'is not a whole safetensors file')
+  path.write_bytes(struct.pack('<Q', 2**60) + text)
+  refused(folder, 'length of its header')
+
+
 def test_no_folder(tmp_path):
-  refused(
-    tmp_path / 'gone', 'no base model at .*gone; give "world" or a folder'
-  )
+  refused(tmp_path / 'gone', 'no base model at .*gone; give "world", a folder')
 
 
 @pytest.mark.parametrize(

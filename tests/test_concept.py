@@ -209,11 +209,15 @@ def test_a_file_that_is_none(tmp_path, base):
       Concept.load(path)
 
 
-def test_other_loras_are_refused_by_name(tmp_path):
+def test_other_weights_are_refused_by_name(tmp_path):
   key = 'transformer.blocks.0.attn1.to_q.lora_A.weight'
-  save_file({key: np.zeros((2, 3))}, tmp_path / 'peft', {'format': 'pt'})
+  save_file({key: np.zeros((2, 3))}, tmp_path / 'half', {'format': 'pt'})
+  with pytest.raises(DcjaxError, match=r'attn1.to_q: lora_B.* \(missing\)'):
+    Concept.load(tmp_path / 'half')
+  key = 'transformer.blocks.0.attn1.to_q.weight'
+  save_file({key: np.zeros((2, 3))}, tmp_path / 'whole', {'format': 'pt'})
   with pytest.raises(DcjaxError, match=f'not a dcjax concept .*{key}'):
-    Concept.load(tmp_path / 'peft')
+    Concept.load(tmp_path / 'whole')
 
 
 def head(**changes):

@@ -80,3 +80,60 @@ def test_help_stays_fast(name):
     for alias in node.names
   }
   assert imported <= {'ml_collections', 'dcjax', 'dcjax.errors'}
+
+
+# ---- presets of Wan ----------------------------------------------------------
+
+WAN = {
+  'wan_1_3b': ('1.3B', 480, 832, 3.0),
+  'wan_14b': ('14B', 480, 832, 3.0),
+  'wan_14b,720p': ('14B', 720, 1280, 5.0),
+  '480p,wan_1_3b': ('1.3B', 480, 832, 3.0),
+}
+
+
+@pytest.mark.parametrize('variant', WAN)
+def test_wan_presets_are_the_papers_numbers_at_wans_sizes(variant):
+  c = load('set_seq').get_config(variant)
+  size, *format, shift = WAN[variant]
+  assert c.base == f'Wan-AI/Wan2.1-T2V-{size}-Diffusers'
+  assert [c.format.height, c.format.width] == format
+  assert c.shift == shift
+  assert c.format.frames % 4 == 1
+  assert (c['set'].steps, c.sequence.steps) == (600, 900)
+  assert (c['set'].dropout, c.sequence.dropout) == (0.8, 0.5)
+  for stage in (c['set'], c.sequence):
+    assert (stage.batch, stage.batch % stage.accumulate) == (8, 0)
+    assert (
+      stage.optimizer.to_dict().items()
+      >= dict(
+        lr=1e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01, clip=0.05
+      ).items()
+    )
+  assert (c.lora.rank, c.lora.side) == (8, 'in')
+  assert (c.base_dtype, c.remat) == ('bfloat16', 'full')
+
+
+def test_variants_have_the_same_options():
+  """So that what a command line says of one, it may say of all."""
+  whole = leaves(load('set_seq').get_config())
+  for variant in (*WAN, 'wan_1_3b,tiny'):
+    assert leaves(load('set_seq').get_config(variant)).keys() == whole.keys()
+
+
+@pytest.mark.parametrize(
+  'variant', ['720p', 'wan_1_3b,wan_14b', 'wan_14b,480p,720p']
+)
+def test_variants_that_do_not_go_together_are_refused(variant):
+  with pytest.raises(DcjaxError, match='does not go together; use one of'):
+    load('set_seq').get_config(variant)
+
+
+def test_tiny_comes_last():
+  c = load('set_seq').get_config('tiny,wan_1_3b')
+  assert c.base.endswith('1.3B-Diffusers')
+  assert (c.sequence.steps, c.sequence.batch, c.sequence.accumulate) == (
+    3,
+    2,
+    1,
+  )

@@ -14,35 +14,46 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 # One level a line, lowest first. A file imports from lines above its own, never
 # from its own line or below, so there are no cycles.
 LEVELS = """
-  errors  machine  recipes  state
-  tree  stage  tracking  checkpoint
+  errors  machine  recipes  state  liveness  plan_text
+  tree  stage  tracking  checkpoint  devices
   flow  lora  optim
   concept_shapes
 
   models.rope  models.attention  models.convolution  models.vae_config
-  models.text  models.layers  models.wan_vae  models.dit_config
-  models.dit
+  models.text  models.layers  models.resampling  models.dit_config
+  models.dit  models.wan_vae
+  models.vae_chunks  flops  advice
 
   data.motions  data.shapes  data.textures
   data.decode  data.tokenizer  data.cache  data.pipeline
   data.scene  data.video  data.prompts
-  data.render  data.captions
-  data.concepts
+  data.render  data.captions  data.folder  data.probe  data.buckets
+  data.concepts  data.windows  data.quality
   data.world
 
   report.words  report.curves
-  report.clips
-  report.page
+  report.clips  report.shell
+  report.page  report.sheet
   report
 
-  weights.names  weights.container
+  weights.names  weights.container  weights.hub
+  weights.lora_names  weights.fingerprint  weights.folder
+  weights.original  weights.part  weights.lora_file
   weights.base
+  weights.outline
+  text_features  survey
+  formats
 
-  concept  objective
-  sampling  train
-  material  pretrain
+  concept  objective  doctor
+  sampling  train  pretrain_objective
+  material  pretrain  dataset  start
   gallery
-  personalization  generation
+  showcase
+  personalization  generation  export
+  finetune  inspection
+  programs
+  forecast
+  plan
 
   evals.templates
   evals.reading

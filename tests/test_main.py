@@ -74,6 +74,27 @@ MISTAKES = {
     ['--config.set.optimizer.kind=sgd'],
     r"optimizer\.kind is 'sgd'; expected adamw or muon",
   ),
+  'remat': (
+    TRAIN,
+    ['--config.remat=some'],
+    r"remat is 'some'; use one of none",
+  ),
+  'base dtype': (
+    TRAIN,
+    ['--config.base_dtype=int8'],
+    r"base_dtype is 'int8'; use bfloat16, float32",
+  ),
+  'shift': (TRAIN, ['--config.shift=-3.0'], r'shift is -3\.0; expected a pos'),
+  'clip length': (
+    TRAIN,
+    ['--config.format.frames=6'],
+    r'cannot make 6 frames of 16x32; it takes 1 \+ 4k frames',
+  ),
+  'clip size': (
+    TRAIN,
+    ['--config.format.width=-32'],
+    r'format\.width is -32; expected a positive number',
+  ),
   'seed': (TRAIN, ['--config.seed=-1'], r'seed is -1; expected 0 or more'),
   'log': (TRAIN, ['--config.log_every=0'], r'log_every is 0'),
   'vectors': (

@@ -185,6 +185,15 @@ def test_sequence_learns_the_order_of_the_frames(base, clip, permuted):
   assert abs(losses[0] - losses[1]) > 1e-4
 
 
+def test_the_empty_prompt_is_there_only_if_prompts_are_dropped(base, clip):
+  context = lambda **stage: Personalization(
+    base, tiny.recipe(clip, **stage), 'nowhere'
+  )._context(None)
+  assert 'null' not in context()
+  null = context(prompt_drop=0.1)['null']
+  assert null['mask'].sum() == 1 and not null['features'][:, 1:].any()
+
+
 # ---- what is left ------------------------------------------------------------
 
 
@@ -329,3 +338,65 @@ def test_previews_are_read_back_at_their_own_size(run, base, clip):
   assert motion.video.shape == (5, 16, 32, 3)
   path = run[0] / 'samples' / 'sequence_00002_preview.mp4'
   assert video_lib.read_video(path).frames.shape == (5, 256, 512, 3)
+
+
+# ---- without learned words ---------------------------------------------------
+
+
+def wordless(clip):
+  c = tiny.recipe(clip)
+  c.train_tokens = False
+  c.prompts.update(dict(appearance='a red cat.', motion='the cat jumps.'))
+  c.edits = ('new: a red cat rolls in the snow.',)
+  return c
+
+
+def test_a_concept_without_words_is_lora_alone(base, clip, tmp_path):
+  """Both stages train theirs; plain prompts call it."""
+  concept = Personalization(base, wordless(clip), tmp_path).run()
+  assert not concept.tokens
+  leaves = tree.flatten(concept.lora)
+  for leaf in ('b1', 'b2'):
+    assert all(np.any(x) for name, x in leaves.items() if name.endswith(leaf))
+  saved = Concept.load(tmp_path / 'concept.safetensors')
+  assert not saved.tokens and tiny.equal(saved.lora, concept.lora)
+  assert saved.meta['prompts']['motion'] == 'the cat jumps.'
+  config = wordless(clip)
+  config.train_tokens = True
+  config.prompts.update(dict(appearance=tiny.APPEARANCE, motion=tiny.MOTION))
+  with pytest.raises(DcjaxError, match='another run'):
+    Personalization(base, config, tmp_path).run()
+
+
+@pytest.mark.parametrize(
+  'change,line',
+  [
+    ({'prompts.appearance': 'a [v] cat.'}, r'holds \[v\], which train_tokens'),
+    ({'prompts.motion': 'the cat [u] jumps.'}, r'motion prompt holds \[u\]'),
+    ({'prompts.appearance': ' '}, 'the appearance prompt is empty'),
+    ({'edits': ('new: a [v] cat.',)}, r'\[v\] .* has not been learnt'),
+  ],
+)
+def test_without_words_no_prompt_holds_one(base, clip, change, line):
+  config = wordless(clip)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(DcjaxError, match=line) as error:
+    Personalization(base, config, 'nowhere')
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['world', 'other'])
+def test_scenes_without_words_hold_none(name):
+  scenes = recipes.edits(name, 'a cat in the snow.', tokens=False)
+  assert scenes and not [x for x in scenes.values() if '[' in x or 'doing' in x]
+  assert len(recipes.edits(name, 'a cat.')) > len(scenes) - 1
+
+
+def test_sample_prompts_without_words(base):
+  """The defaults of the sample clip and of the embedded base lose theirs."""
+  config = recipes.personalize('world')
+  config.train_tokens = False
+  world = dataclasses.replace(base, name='world')
+  job = Personalization(world, config, 'nowhere')
+  assert job.full == 'a thing on a plain navy background. the thing is moving.'
+  assert not any('[' in prompt for prompt in job.scenes.values())

@@ -11,9 +11,11 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import pretrain, sampling, train
+from dcjax import pretrain, pretrain_objective, sampling, train
 from dcjax import stage as stage_lib
+from dcjax.data import world
 from dcjax.errors import DcjaxError
+from dcjax.models.wan_vae import WanVAE
 from dcjax.weights.base import expected_params, load_base
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -25,9 +27,11 @@ def tiny_config():
   c = runpy.run_path(str(path))['get_config']('tiny')
   c.bank = ()
   c.format.update(dict(frames=5, steps=2))
-  c.dit.update(dict(width=24, layers=1, heads=2, mlp_width=32, text_width=16))
+  c.dit.update(
+    dict(channels=8, width=24, layers=1, heads=2, mlp_width=32, text_width=16)
+  )
   c.text.update(dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-  c.vae.update(dict(base_dim=4, z_dim=16, dim_mult=(1, 2, 2)))
+  c.vae.update(dict(base_dim=4, decoder_base_dim=4, z_dim=8))
   c.autoencoder.mix = ((5, 1),)
   c.world.mix = ((5, 1),)
   c.preview_every = 0
@@ -100,7 +104,7 @@ def test_the_folder_is_a_base(run, base):
 def test_latents_have_unit_scale_under_the_statistics(base):
   """They are measured after the autoencoder is trained."""
   mean, std = np.array(base.vae.latents_mean), np.array(base.vae.latents_std)
-  assert mean.shape == std.shape == (16,)
+  assert mean.shape == std.shape == (8,)
   assert (std > 0).all()
   assert not np.allclose(std, 1.0)
 
@@ -122,6 +126,28 @@ def test_a_bank_holds_the_scenes_that_are_drawn_without_one(base):
   # Without a bank there is always a new scene.
   again = jax.tree.map(lambda i: i + 4, batch)
   assert abs(float(loss(params, again, None, key)[0] - drawn)) > 1e-4
+
+
+def test_an_object_weighs_more_and_only_where_it_is(base):
+  """Its place is the share of its pixels, the most over a latent frame's."""
+  keys = pretrain_objective.scene_keys(0, 5, jnp.arange(3))
+  params, vae = base.params['vae'], WanVAE(base.vae)
+  scenes, latents, cover = pretrain_objective.encode_scenes(
+    vae, params, keys, 5
+  )
+  assert cover.shape == (*latents.shape[:-1], 1)
+  mask = np.stack(
+    [
+      world.render(jax.tree.map(lambda x, i=i: x[i], scenes), 5).mask.any(0)
+      for i in range(3)
+    ]
+  )
+  np.testing.assert_allclose(cover[:, 0].mean(), mask[:, 0].mean(), atol=1e-6)
+  there = mask.reshape(3, 5, 8, 8, 8, 8).any(axis=(3, 5))
+  np.testing.assert_array_equal(cover[:, 1, ..., 0] > 0, there[:, 1:].any(1))
+  weight = pretrain_objective._of_mean_one(1.0 + 4.0 * cover)
+  np.testing.assert_allclose(weight.mean(), 1.0, rtol=1e-5)
+  np.testing.assert_allclose(weight.max() / weight.min(), 1 + 4 * cover.max())
 
 
 def test_indices_never_come_twice_and_go_on_where_they_were():

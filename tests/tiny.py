@@ -153,6 +153,40 @@ def clip(path) -> str:
   return str(path)
 
 
+def folder(path) -> str:
+  """Captioned files: three clips at two rates, one with a mask; a picture."""
+  path.mkdir()
+  for name, (frames, fps), text in (
+    ('one', (11, 8.0), 'a red cat rolls.'),
+    ('two', (22, 16.0), 'the [trigger] jumps.'),
+    ('three', (6, 8.0), 'a ball in the snow.'),
+    ('still', (1, 8.0), 'a dog.'),
+  ):
+    x = np.full((frames, 16, 32, 3), (20, 30, 200), np.uint8)
+    for f in range(frames):
+      left = round(f * 8 / fps)
+      x[f, 4:12, left : left + 8] = (230, 40, len(name) * 30)
+    suffix = 'png' if frames == 1 else 'mp4'
+    video.write_video(path / f'{name}.{suffix}', x, fps)
+    (path / f'{name}.txt').write_text(text)
+  mask = np.zeros((1, 16, 32, 3), np.uint8)
+  mask[:, :, :16] = 255
+  video.write_video(path / 'one.mask.png', mask)
+  return str(path)
+
+
+def finetune(path, **train):
+  """Training on that folder in a few cheap steps."""
+  c = recipes.finetune('world')
+  c.data.update(dict(path=str(path), trigger='blue', held_out=0.25))
+  c.lora.rank = c.sample.steps = 2
+  c.prompts = ('a [trigger] cat',)
+  c.log_every = 1
+  c.eval_every = c.preview_every = 0
+  c.train.update(dict(steps=2, batch=2) | train)
+  return c
+
+
 def recipe(path, **stage):
   """Set-and-Sequence in four cheap steps; `stage` overrides both stages."""
   c = recipes.shrink(recipes.personalize('world'))

@@ -22,6 +22,9 @@ import numpy as np
 
 from dcjax.errors import DcjaxError
 
+# Half of what a length may be: Grain rounds it up to whole batches, as a float.
+ENDLESS = sys.maxsize // 2
+
 Example = dict[str, np.ndarray]
 Source = Sequence[Example]  # or a grain.MapDataset of the same
 
@@ -136,15 +139,55 @@ def loader(
   Raises:
     DcjaxError: if the source is empty, or the batch does not divide.
   """
-  index = jax.process_index() if process_index is None else process_index
-  count = jax.process_count() if process_count is None else process_count
   if not len(source):
     raise DcjaxError('there are no examples to train on')
+  stream = _Shuffled(source, seed)
+  return _loader(stream, batch, process_index, process_count)
+
+
+def bucketed(
+  sources: Sequence[Source],
+  *,
+  batch: int,
+  seed: int,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Loader:
+  """The same for examples of several shapes: each batch is of one source.
+
+  A source's turn comes in proportion to its examples, exactly so over every
+  sum(len(source)) steps, whose turns are shuffled anew. Within a source each
+  example comes once in an epoch.
+
+  Args:
+    sources: of examples that stack; none is empty.
+    batch: examples a step over all processes.
+    seed: of turns and orders.
+    process_index: this process; jax's if None.
+    process_count: of how many; jax's if None.
+
+  Raises:
+    DcjaxError: as `loader`.
+  """
+  if not sources or not all(len(source) for source in sources):
+    raise DcjaxError('there are no examples to train on')
+  stream = _Turns(sources, batch, seed)
+  return _loader(stream, batch, process_index, process_count)
+
+
+def _loader(
+  stream: Sequence[Example],
+  batch: int,
+  process_index: int | None,
+  process_count: int | None,
+) -> Loader:
+  """Every n-th example of an endless sequence, in batches."""
+  index = jax.process_index() if process_index is None else process_index
+  count = jax.process_count() if process_count is None else process_count
   if batch < 1 or batch % count:
     raise DcjaxError(
       f'batch is {batch}; expected a multiple of {count}, the process count'
     )
-  stream = _Shuffled(source, seed)
   try:
     import grain
   except ImportError:
@@ -176,7 +219,7 @@ class _Shuffled:
     self._order = functools.lru_cache(maxsize=4)(self._permutation)
 
   def __len__(self):
-    return sys.maxsize
+    return ENDLESS
 
   def __getitem__(self, position: int) -> Example:
     epoch, k = divmod(int(position), len(self._source))
@@ -187,10 +230,42 @@ class _Shuffled:
     return rng.permutation(len(self._source))
 
 
-class _Plain:
-  """What `loader` builds where Grain is not installed."""
+class _Turns:
+  """Runs of `batch` examples, each run from one of several sources."""
 
-  def __init__(self, stream: _Shuffled, batch: int, index: int, count: int):
+  def __init__(self, sources: Sequence[Source], batch: int, seed: int):
+    self._streams = [_Shuffled(x, seed + i) for i, x in enumerate(sources)]
+    self._sizes = [len(x) for x in sources]
+    self._batch, self._seed = batch, seed
+    self._cycle = functools.lru_cache(maxsize=4)(self._permutation)
+
+  def __len__(self):
+    return ENDLESS
+
+  def __getitem__(self, position: int) -> Example:
+    step, place = divmod(int(position), self._batch)
+    cycle, k = divmod(step, sum(self._sizes))
+    which, earlier = (int(x[k]) for x in self._cycle(cycle))
+    turn = cycle * self._sizes[which] + earlier
+    return self._streams[which][turn * self._batch + place]
+
+  def _permutation(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each step of a cycle its source, and that one's earlier steps."""
+    order = np.repeat(np.arange(len(self._sizes)), self._sizes)
+    # The third number tells these draws from those of the orders.
+    order = np.random.default_rng((self._seed, cycle, 1)).permutation(order)
+    earlier = np.zeros_like(order)
+    for which, size in enumerate(self._sizes):
+      earlier[order == which] = np.arange(size)
+    return order, earlier
+
+
+class _Plain:
+  """What `_loader` builds where Grain is not installed."""
+
+  def __init__(
+    self, stream: Sequence[Example], batch: int, index: int, count: int
+  ):
     self._stream, self._batch = stream, batch
     self._index, self._count = index, count
     self._step = 0

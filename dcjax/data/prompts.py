@@ -172,6 +172,31 @@ def drop_rows(
   return zero_padding(features, mask & keep)
 
 
+def without_words(prompt: str) -> str:
+  """The prompt with its learned words left out."""
+  return ' '.join(_TOKEN.sub(' ', prompt).split())
+
+
+def check_plain_prompts(appearance: str, motion: str) -> None:
+  """Checks the two prompts of a concept without learned words.
+
+  Raises:
+    DcjaxError: there is no appearance, or one of them holds a learned word.
+  """
+  if not appearance.strip():
+    raise DcjaxError(
+      'the appearance prompt is empty; without learned words, it calls the '
+      'concept by a word of your own'
+    )
+  for what, prompt in (('appearance', appearance), ('motion', motion)):
+    _, names = parse(prompt)
+    if names:
+      raise DcjaxError(
+        f'the {what} prompt holds [{names[0]}], which train_tokens=False does '
+        f'not learn; write a word of your own: {prompt!r}'
+      )
+
+
 def check_training_prompts(
   appearance: str, motion: str, *, concept: str = ''
 ) -> None:

@@ -146,14 +146,32 @@ def word_ids(tokenizer: Any, words: Iterable[str]) -> dict[str, int]:
   return ids
 
 
-def _warn_unknown(tokenizer, encoded, prompt: str) -> None:
+def unread(tokenizer: Any, prompt: str, length: int) -> tuple[list[str], str]:
+  """What the encoder will not read of a prompt: (unknown words, cut-off text).
+
+  Args:
+    tokenizer: from `load_tokenizer` or `build_word_tokenizer`.
+    prompt: one.
+    length: tokens including </s>.
+  """
+  encoded = tokenizer(clean(prompt), verbose=False)
+  tokens = list(encoded['input_ids'])
+  rest = tokens[length - 1 : -1] if len(tokens) > length else []
+  return _unknown(tokenizer, encoded), tokenizer.decode(rest)
+
+
+def _unknown(tokenizer, encoded) -> list[str]:
   tokens = zip(encoded['input_ids'], encoded.tokens(), strict=True)
   parts = [text for i, text in tokens if i == tokenizer.unk_token_id]
-  unknown = {part.strip('▁') for part in parts} - {''}
+  return sorted({part.strip('▁') for part in parts} - {''})
+
+
+def _warn_unknown(tokenizer, encoded, prompt: str) -> None:
+  unknown = _unknown(tokenizer, encoded)
   if unknown:
     logging.warning(
       'The text encoder does not know %s in %r',
-      *(', '.join(map(repr, sorted(unknown))), prompt),
+      *(', '.join(map(repr, unknown)), prompt),
     )
 
 

@@ -4,6 +4,8 @@ from einops import rearrange
 import jax
 import jax.numpy as jnp
 
+from dcjax import machine
+
 # Scores beyond this many elements a head are computed a block of queries at a
 # time and recomputed in the backward pass, so memory stays linear in tokens.
 BLOCK_ELEMENTS = 1 << 22
@@ -31,7 +33,7 @@ def attend(
     [b n k e] in the dtype of q.
   """
   if _fused(q, mask, window):
-    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+    return _cudnn(q, k, v)
   n, l = q.shape[1], k.shape[1]
   if n * l <= BLOCK_ELEMENTS:
     return _attend(q, k, v, mask, window, 0)
@@ -45,7 +47,15 @@ def _fused(q, mask, window) -> bool:
 
 
 def _on_gpu() -> bool:
-  return jax.default_backend() == 'gpu'
+  return machine.backend() == 'gpu'
+
+
+def _cudnn(q, k, v):
+  if jax.default_backend() == 'gpu':
+    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  # A program that is only looked at, where cuDNN is not: small blocks keep the
+  # same arrays for the backward pass and need about as much beside them.
+  return _attend_blocks(q, k, v, None, None, BLOCK_QUERIES // 4)
 
 
 def _attend(q, k, v, mask, window, offset):
@@ -79,16 +89,16 @@ def _visible(n, l, mask, window, offset):
   return visible
 
 
-def _attend_blocks(q, k, v, mask, window):
+def _attend_blocks(q, k, v, mask, window, size=BLOCK_QUERIES):
   """Attention a block of queries at a time."""
   n = q.shape[1]
-  pad = -n % BLOCK_QUERIES
+  pad = -n % size
   blocks = rearrange(
     jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))),
     'b (blocks n) k e -> blocks b n k e',
-    n=BLOCK_QUERIES,
+    n=size,
   )
-  offsets = jnp.arange(blocks.shape[0]) * BLOCK_QUERIES
+  offsets = jnp.arange(blocks.shape[0]) * size
 
   @jax.checkpoint
   def block(args):

@@ -8,6 +8,11 @@ a time lag, over all frames at once:
 On CPU this is several times faster than a three-dimensional convolution, and
 the lags that reach only the zeros before the clip are never computed: an image
 costs a third of a frame of a clip.
+
+A clip may come in chunks. A module that sees the past then keeps the last
+frames of its input in the Flax collection `past`, if that is mutable, and reads
+them from there when the next chunk comes. Without that collection, what it sees
+is a whole clip.
 """
 
 from typing import Any
@@ -54,21 +59,57 @@ def conv_frames(
   return rearrange(y, '(b f) h w c -> b f h w c', f=frames)
 
 
-def causal_conv(x: Array, kernel: Array) -> Array:
+def continues(module: nn.Module) -> bool:
+  """Whether the input of a bound module goes on from an earlier chunk."""
+  return bool(module.variables.get('past'))
+
+
+def past_frames(module: nn.Module, x: Array, count: int) -> Array | None:
+  """The frames before x, and keeps those before the next chunk.
+
+  Args:
+    module: which sees the past, bound.
+    x: its input [b f h w c]; may have no frame.
+    count: frames that it looks back.
+
+  Returns:
+    [b count h w c], or None where a clip begins.
+  """
+  past = module.get_variable('past', 'frames')
+  if module.is_mutable_collection('past') and not module.is_initializing():
+    last = x[:, -count:]
+    missing = count - last.shape[1]
+    if missing and past is None:
+      zeros = ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))
+      last = jnp.pad(last, zeros)
+    elif missing:
+      last = jnp.concatenate([past[:, -missing:], last], axis=1)
+    module.put_variable('past', 'frames', last)
+  return past
+
+
+def causal_conv(x: Array, kernel: Array, past: Array | None = None) -> Array:
   """Eq. (1): a convolution that sees the present and the past.
 
   Args:
     x: [b f h w c].
     kernel: [kt kh kw c out], the present last.
+    past: [b kt-1 h w c], the frames before x; None stands for zeros.
 
   Returns:
     [b f h w out] in the type of `x`.
   """
   extent, frames = kernel.shape[0], x.shape[1]
   y = conv_frames(x, kernel[-1])
+  if past is not None:
+    x = jnp.concatenate([past.astype(x.dtype), x], axis=1)
+    for lag in range(1, extent):
+      first = extent - 1 - lag
+      y = y + conv_frames(x[:, first : first + frames], kernel[first])
+    return y
   for lag in range(1, min(extent, frames)):
-    past = conv_frames(x[:, : frames - lag], kernel[extent - 1 - lag])
-    y = y + jnp.pad(past, ((0, 0), (lag, 0), (0, 0), (0, 0), (0, 0)))
+    before = conv_frames(x[:, : frames - lag], kernel[extent - 1 - lag])
+    y = y + jnp.pad(before, ((0, 0), (lag, 0), (0, 0), (0, 0), (0, 0)))
   return y
 
 
@@ -90,7 +131,9 @@ class CausalConv(nn.Module):
     shape = (*self.extent, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return add_bias(causal_conv(x.astype(self.dtype), kernel), bias)
+    x, extent = x.astype(self.dtype), self.extent[0]
+    past = past_frames(self, x, extent - 1) if extent > 1 else None
+    return add_bias(causal_conv(x, kernel, past), bias)
 
 
 class FrameConv(nn.Module):

@@ -1,4 +1,4 @@
-"""The causal video autoencoders of Wan2.1 and Wan2.2, on whole clips.
+"""The causal video autoencoders of Wan2.1 and Wan2.2.
 
 Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314),
 section 4.1; that of Wan2.2 adds patches of pixels and, around every level, a
@@ -12,22 +12,24 @@ Here a clip is one array, and what the caches amount to is said directly:
 - where time is doubled, frame 0 passes and the convolution over the others does
   not see it: f frames become 1 + 2 (f - 1).
 
-So an image is the first latent frame of any clip that begins with it.
+So an image is the first latent frame of any clip that begins with it. Where a
+clip is too large for that, the same modules walk over it (`vae_chunks`).
 """
 
 from typing import Any
 
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from dcjax.errors import DcjaxError
-from dcjax.models.convolution import (
-  CausalConv,
-  FrameConv,
-  add_bias,
-  causal_conv,
+from dcjax.models.convolution import CausalConv, continues
+from dcjax.models.resampling import (
+  Downsample,
+  Upsample,
+  average_down,
+  repeat_up,
 )
 from dcjax.models.vae_config import VAEConfig
 
@@ -134,98 +136,6 @@ class Middle(nn.Module):
     return block(x.shape[-1], dtype=self.dtype, name='res_1')(x)
 
 
-class Downsample(nn.Module):
-  """Halves h and w, and with `time` also the frames after the first."""
-
-  time: bool
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    c = x.shape[-1]
-    x = FrameConv(c, 2, (0, 1), dtype=self.dtype, name='conv')(x)
-    return (
-      TimeHalving(dtype=self.dtype, name='time_conv')(x) if self.time else x
-    )
-
-
-class TimeHalving(nn.Module):
-  """[b 1+2f h w c] -> [b 1+f h w c]: frame 0 passes."""
-
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    c = x.shape[-1]
-    shape = (3, 1, 1, c, c)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    bias = self.param('bias', nn.initializers.zeros, (c,))
-    if x.shape[1] == 1:
-      return x
-    taps = (x[:, 0:-1:2], x[:, 1::2], x[:, 2::2])
-    y = sum(
-      jnp.einsum('bfhwc,co->bfhwo', tap, k[0, 0].astype(x.dtype))
-      for tap, k in zip(taps, kernel, strict=True)
-    )
-    return jnp.concatenate([x[:, :1], add_bias(y, bias)], axis=1)
-
-
-class Upsample(nn.Module):
-  """Doubles h and w, and with `time` first the frames after the first."""
-
-  features: int
-  time: bool
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    if self.time:
-      x = TimeDoubling(dtype=self.dtype, name='time_conv')(x)
-    x = repeat(x, 'b f h w c -> b f (h 2) (w 2) c')
-    return FrameConv(self.features, dtype=self.dtype, name='conv')(x)
-
-
-class TimeDoubling(nn.Module):
-  """[b 1+f h w c] -> [b 1+2f h w c]: frame 0 passes."""
-
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    c = x.shape[-1]
-    shape = (3, 1, 1, c, 2 * c)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    bias = self.param('bias', nn.initializers.zeros, (2 * c,))
-    if x.shape[1] == 1:
-      return x
-    y = add_bias(causal_conv(x[:, 1:], kernel), bias)
-    y = rearrange(y, 'b f h w (two c) -> b (f two) h w c', two=2)
-    return jnp.concatenate([x[:, :1], y], axis=1)
-
-
-def average_down(x: Array, features: int, time: bool, space: bool) -> Array:
-  """Neighbours become channels, and runs of channels their mean.
-
-  Args:
-    x: [b f h w c].
-    features: width of the result; a divisor of c times the neighbours.
-    time: whether pairs of frames are neighbours; the first has none.
-    space: whether squares of four pixels are.
-  """
-  t, s = 1 + time, 1 + space
-  x = jnp.pad(x, ((0, 0), (t - 1, 0), (0, 0), (0, 0), (0, 0)))
-  x = rearrange(x, 'b (f t) (h r) (w s) c -> b f h w (c t r s)', t=t, r=s, s=s)
-  return rearrange(x, 'b f h w (c g) -> b f h w c g', c=features).mean(-1)
-
-
-def repeat_up(x: Array, features: int, time: bool) -> Array:
-  """The way back of `average_down`: channels, repeated, become neighbours."""
-  t = 1 + time
-  x = jnp.repeat(x, features * 4 * t // x.shape[-1], axis=-1)
-  x = rearrange(x, 'b f h w (c t r s) -> b (f t) (h r) (w s) c', t=t, r=2, s=2)
-  return x[:, t - 1 :]
-
-
 class Encoder(nn.Module):
   """Pixels [b f h w p] -> moments [b f' h' w' 2c]."""
 
@@ -236,7 +146,7 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
-    widths = self.config.encoder_widths
+    widths, begins = self.config.encoder_widths, not continues(self)
     x = CausalConv(self.config.base_dim, dtype=self.dtype, name='conv_in')(x)
     for i, width in enumerate(widths):
       before, last = x, i + 1 == len(widths)
@@ -246,7 +156,7 @@ class Encoder(nn.Module):
       if not last:
         x = Downsample(time, self.dtype, name=f'down_{i}_sample')(x)
       if self.config.is_residual:
-        x = x + average_down(before, width, time, not last)
+        x = x + average_down(before, width, time, not last, begins=begins)
     x = Middle(self.dtype, self.remat, name='mid')(x)
     x = nn.silu(Norm(name='norm_out')(x))
     moments = 2 * self.config.z_dim
@@ -264,6 +174,7 @@ class Decoder(nn.Module):
   def __call__(self, z: Array) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
     widths, residual = self.config.decoder_widths, self.config.is_residual
+    begins = not continues(self)
     x = CausalConv(widths[0], dtype=self.dtype, name='conv_in')(z)
     x = Middle(self.dtype, self.remat, name='mid')(x)
     for i, width in enumerate(widths):
@@ -275,7 +186,7 @@ class Decoder(nn.Module):
         features = width if residual else width // 2
         x = Upsample(features, time, self.dtype, name=f'up_{i}_sample')(x)
         if residual:
-          x = x + repeat_up(before, width, time)
+          x = x + repeat_up(before, width, time, begins=begins)
     x = nn.silu(Norm(name='norm_out')(x))
     pixels = self.config.pixel_channels
     return CausalConv(pixels, dtype=self.dtype, name='conv_out')(x)
@@ -321,7 +232,7 @@ class WanVAE(nn.Module):
     Raises:
       DcjaxError: for another size.
     """
-    _check_pixels(x.shape, self.config)
+    _check_pixels(x.shape, self.config, begins=not continues(self))
     p = self.config.patch_size or 1
     x = rearrange(x, 'b f (h q) (w p) c -> b f h w (c p q)', p=p, q=p)
     moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
@@ -360,16 +271,19 @@ class WanVAE(nn.Module):
     return self.decode(self.encode(x)[0], clip=False)
 
 
-def _check_pixels(shape: tuple[int, ...], config: VAEConfig) -> None:
+def _check_pixels(
+  shape: tuple[int, ...], config: VAEConfig, *, begins: bool
+) -> None:
   time, space = config.scale_factor_temporal, config.scale_factor_spatial
   if (
     len(shape) != 5
     or shape[-1] != 3
-    or shape[1] % time != 1 % time
+    or shape[1] % time != begins % time
     or shape[2] % space
     or shape[3] % space
   ):
     raise DcjaxError(
       f'a video of shape {tuple(shape)} does not fit this autoencoder; '
-      f'expected [b f h w 3], f = 1 + {time}k, h and w multiples of {space}'
+      f'expected [b f h w 3], f = {int(begins)} + {time}k, h and w multiples '
+      f'of {space}'
     )

@@ -83,6 +83,13 @@ def media(panel: Panel, *, lazy: bool = False) -> str:
   )
 
 
+def picture(image: np.ndarray, label: str) -> str:
+  """A picture uint8 [h w 3] as it is."""
+  h, w, _ = image.shape
+  label = words.text(label)
+  return f'<img width="{w}" height="{h}" src="{_poster(image)}" alt="{label}">'
+
+
 def _for_page(video: np.ndarray, fps: float) -> tuple[np.ndarray, int]:
   """A clip of a size that suits a page, and how often to repeat its pixels."""
   h, w = video.shape[1:3]

@@ -1,25 +1,17 @@
 """The report of a run: one HTML file that opens from disk in any browser.
 
-Everything is inside it, clips and curves included, and its content security
-policy forbids the browser to fetch anything else. Whatever comes from a person
-(prompts, notes, settings) is escaped, and the policy runs no script but ours.
+Clips and curves are inside it. Whatever comes from a person (prompts, notes,
+settings) is escaped. What every page of ours has lies in `shell`.
 """
 
-import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
-import contextlib
-import functools
-import hashlib
-from importlib import resources
 import os
 from pathlib import Path
-import string
 from typing import Any
 
 import numpy as np
 
-from dcjax.errors import DcjaxError
-from dcjax.report import clips, words
+from dcjax.report import clips, shell, words
 from dcjax.report.clips import Panel
 from dcjax.report.curves import by_stage, charts
 
@@ -78,20 +70,14 @@ def write(
     _cost(timings, settings),
     _settings(settings),
   ]
-  script = _asset('script.js')
-  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-  page = string.Template(_asset('page.html')).substitute(
-    title=words.text(title),
-    style=_asset('style.css'),
-    script=script,
-    script_hash=f'sha256-{digest}',
+  return shell.write(
+    Path(path),
+    title=title,
     prompts=_prompts(prompts or {}),
     facts=_facts(groups.get(first, []), metrics, timings),
     hero=_hero(first, groups.get(first, [])),
-    body='\n'.join(part for part in body if part),
+    body=body,
   )
-  _save(Path(path), page)
-  return Path(path)
 
 
 # ---- sections ---------------------------------------------------------------
@@ -127,11 +113,7 @@ def _facts(
   for key, value in timings.items():
     if not isinstance(value, Mapping):
       facts[key] = words.amount(key, value)
-  rows = ''.join(
-    f'<div><dt>{words.heading(key)}</dt><dd>{value}</dd></div>'
-    for key, value in facts.items()
-  )
-  return f'<dl class="facts">{rows}</dl>' if rows else ''
+  return shell.facts(facts)
 
 
 def _hero(name: str | None, panels: Sequence[Panel]) -> str:
@@ -288,28 +270,3 @@ def _grouped(panels: Iterable[Panel], key: Callable) -> dict[Any, list[Panel]]:
   for panel in panels:
     groups.setdefault(key(panel), []).append(panel)
   return groups
-
-
-# ---- files ------------------------------------------------------------------
-
-
-@functools.cache
-def _asset(name: str) -> str:
-  folder = resources.files('dcjax.report')
-  return (folder / name).read_text(encoding='utf-8')
-
-
-def _save(path: Path, page: str) -> None:
-  temporary = path.with_name(f'.{path.name}.tmp')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Half a surrogate pair, from a broken config, must not lose the report.
-    temporary.write_bytes(page.encode('utf-8', 'replace'))
-    os.replace(temporary, path)
-  except OSError as error:
-    raise DcjaxError(
-      f'cannot write {path}: {error.strerror or error}'
-    ) from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)

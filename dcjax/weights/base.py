@@ -11,10 +11,10 @@ What lies in the folder:
     dcjax.json     name, default size and length; folders of others have none
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import tree
 from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
@@ -31,33 +30,15 @@ from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
-from dcjax.weights import container, names
+from dcjax.weights import container, fingerprint, hub, names, original
+from dcjax.weights import folder as folder_lib
+from dcjax.weights.folder import Format
+from dcjax.weights.part import Part, Placement
 
 ASSETS = Path(__file__).parents[1] / 'assets'
 PARTS = ('transformer', 'vae', 'text_encoder')
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-  """The videos that a base makes by default.
-
-  Attributes:
-    frames: 1 plus a multiple of the autoencoder's temporal factor.
-    height: pixels.
-    width: pixels.
-    fps: frames a second.
-    text_length: tokens of a prompt, including the end token.
-    guidance: scale of classifier-free guidance.
-    steps: of the sampler.
-  """
-
-  frames: int = 81
-  height: int = 480
-  width: int = 832
-  fps: float = 16.0
-  text_length: int = 512
-  guidance: float = 5.0
-  steps: int = 50
+# Bytes of a text encoder that is read for a few prompts and forgotten.
+LARGE_ENCODER = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +51,11 @@ class Base:
     vae: shape of the autoencoder, with the statistics of its latents.
     text: shape of the text encoder.
     tokenizer: of transformers.
-    params: {'transformer', 'vae', 'text_encoder'}.
+    params: {'transformer', 'vae', 'text_encoder'}, without those on disk.
     format: the videos that it makes by default.
     shift: time shift of its sampler.
+    on_disk: parts that are not loaded; a large text encoder is read when a
+      prompt is new, and forgotten.
   """
 
   name: str
@@ -81,19 +64,34 @@ class Base:
   text: TextConfig
   tokenizer: Any
   params: dict[str, Any]
-  format: Format = Format()
+  format: Format = dataclasses.field(default_factory=Format)
   shift: float = 3.0
+  on_disk: Mapping[str, Part] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Hash of shapes and weights: what a concept file was trained on."""
     digest = hashlib.sha256()
     for config in (self.dit, self.vae, self.text):
-      digest.update(repr(config).encode())
-    for name, leaf in sorted(tree.flatten(self.params).items()):
-      digest.update(f'{name}{leaf.shape}'.encode())
-      digest.update(np.asarray(leaf, np.float32).tobytes())
+      digest.update(repr(_not_default(config)).encode())
+    for part, table in tables(self.dit, self.vae, self.text).items():
+      if part in self.params:
+        found = fingerprint.of_params(table, self.params[part])
+      elif part in self.on_disk:
+        found = self.on_disk[part].digest
+      else:
+        found = 'none'
+      digest.update(f'{part}{found}'.encode())
     return digest.hexdigest()[:16]
+
+  def part(self, name: str) -> dict[str, Any]:
+    """Parameters of one network, read from disk if they are not loaded.
+
+    What is read is not kept: it is freed with the last reference to it.
+    """
+    if name in self.params:
+      return self.params[name]
+    return self.on_disk[name].load()
 
   def latent_shape(
     self, frames: int, height: int, width: int
@@ -113,6 +111,26 @@ class Base:
         f'widths in multiples of {columns}'
       )
     return self.vae.latent_shape(frames, height, width)
+
+  def with_format(self, **changes: float) -> 'Base':
+    """The same base with another default size, length or speed.
+
+    Args:
+      **changes: fields of `Format`; 0 leaves a value as it is.
+
+    Raises:
+      DcjaxError: for a negative number, or a size that cannot be made.
+    """
+    for key, value in changes.items():
+      if value < 0:
+        raise DcjaxError(
+          f'format.{key} is {value}; expected a positive number, or 0 for that '
+          'of the base'
+        )
+    changes = {key: value for key, value in changes.items() if value}
+    new = dataclasses.replace(self.format, **changes)
+    self.latent_shape(new.frames, new.height, new.width)
+    return dataclasses.replace(self, format=new)
 
 
 def expected_params(
@@ -159,46 +177,118 @@ def _init_params(dit, vae, text, key):
   return {part: variables['params'] for part, variables in trees.items()}
 
 
-def load_base(name: str | os.PathLike = 'world') -> Base:
-  """Loads a base model.
+def load_base(
+  name: str | os.PathLike = 'world',
+  *,
+  weights: bool = True,
+  text_encoder: bool | None = None,
+  dtype: Any = None,
+  sharding: Placement | None = None,
+) -> Base:
+  """Loads a base model, tensor by tensor onto the devices.
 
   Args:
-    name: 'world', the base embedded in this package; or a diffusers-layout
-      folder of Wan 2.1 form.
+    name: 'world', the base embedded in this package; a diffusers-layout folder
+      of Wan 2.1 form; or its id on the Hugging Face hub.
+    weights: False leaves all on disk, for what needs only shapes and words.
+    text_encoder: whether to load it. False reads it only while prompts are
+      encoded that no earlier run has encoded. By default a small one is loaded
+      and a large one is not.
+    dtype: of the large matrices; by default float32 on a CPU and bfloat16 on
+      accelerators, and bfloat16 for a text encoder that stays on disk.
+    sharding: (leaf name, shape) -> `jax.sharding.Sharding`, for names such as
+      'transformer/blocks/mlp/up/kernel'; by default all is on one device.
 
   Raises:
     DcjaxError: if a file is missing, a tensor is missing, extra or misshapen,
       or weights are pickled.
   """
-  folder = ASSETS / name if name == 'world' else Path(name)
-  if not folder.is_dir():
-    raise DcjaxError(
-      f'no base model at {folder}; give "world" or a folder in diffusers '
-      f'layout with {", ".join(PARTS)}, tokenizer and scheduler'
-    )
-  dit = DiTConfig.from_json(_config(folder, 'transformer'))
-  vae = VAEConfig.from_json(_config(folder, 'vae'))
-  text = TextConfig.from_json(_config(folder, 'text_encoder'))
+  folder = _find(name)
+  raw = original.config(folder_lib.config(folder, 'transformer'))
+  dit = DiTConfig.from_json(raw)
+  vae = VAEConfig.from_json(folder_lib.config(folder, 'vae'))
+  text = TextConfig.from_json(folder_lib.config(folder, 'text_encoder'))
+  parts = {}
   expected = expected_params(dit, vae, text)
-  tensors = {part: container.read_folder(folder / part) for part in PARTS}
-  tensors['text_encoder'] = names.without_tied_text(tensors['text_encoder'])
-  params = {
-    part: names.read_tensors(
-      table, tensors[part], expected[part], what=f'{folder / part}'
+  # All headers are checked before any number is read.
+  for part, table in tables(dit, vae, text).items():
+    tensors = container.stored_in(folder / part)
+    if part == 'text_encoder':
+      tensors = names.without_tied_text(tensors)
+    if part == 'transformer':
+      table = original.fitting(table, tensors)
+    parts[part] = Part(
+      part,
+      str(folder / part),
+      table,
+      tensors,
+      expected[part],
+      dtype or _working_dtype(),
+      sharding,
     )
-    for part, table in tables(dit, vae, text).items()
-  }
-  ours = _ours(folder / 'dcjax.json')
+  left = set() if weights else set(PARTS)
+  encoder = parts['text_encoder']
+  if text_encoder is None:
+    text_encoder = encoder.nbytes <= LARGE_ENCODER
+  if not text_encoder:
+    left.add('text_encoder')
+    parts['text_encoder'] = dataclasses.replace(
+      encoder, dtype=dtype or jnp.bfloat16
+    )
+  ours = folder_lib.ours(folder / 'dcjax.json')
   return Base(
     name=ours.get('name', str(name)),
     dit=dit,
     vae=vae,
     text=text,
     tokenizer=load_tokenizer(folder / 'tokenizer'),
-    params=jax.tree.map(_working_dtype, params),
+    params={part: x.load() for part, x in parts.items() if part not in left},
     format=ours.get('format', Format()),
-    shift=_shift(folder),
+    shift=folder_lib.shift(folder),
+    on_disk={part: x for part, x in parts.items() if part in left},
   )
+
+
+def _find(name: str | os.PathLike) -> Path:
+  """The folder that a name stands for."""
+  folder = ASSETS / name if name == 'world' else Path(name)
+  if folder.is_dir():
+    pickles = sorted(path.name for path in folder.glob('*.pth'))
+    if pickles and not (folder / 'transformer').is_dir():
+      raise DcjaxError(
+        f'{folder} has the original layout of Wan, with pickles '
+        f'({", ".join(pickles)}), which are refused; give the same model in '
+        'diffusers layout (hub ids that end in -Diffusers); only the '
+        'safetensors of the original may lie in its transformer folder'
+      )
+    return folder
+  if folder.suffix == '.safetensors' and folder.is_file():
+    raise DcjaxError(
+      f'{folder} is one file, and a base has {", ".join(PARTS)}; put it into '
+      'the transformer folder of a base in diffusers layout, in place of the '
+      'files there, and give the base'
+    )
+  if isinstance(name, str) and hub.is_id(name):
+    return hub.fetch(name)
+  raise DcjaxError(
+    f'no base model at {folder}; give "world", a folder in diffusers layout '
+    f'with {", ".join(PARTS)}, tokenizer and scheduler, or the id of one on '
+    'the Hugging Face hub'
+  )
+
+
+def _working_dtype() -> Any:
+  """Float32 on a CPU, where bfloat16 is slow and less exact."""
+  return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
+
+
+def _not_default(config: Any) -> dict[str, Any]:
+  """Options as they matter: one that is added later changes no old model."""
+  return {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != field.default
+  }
 
 
 def save_base(
@@ -225,16 +315,17 @@ def save_base(
     'text_encoder': base.text.to_json(),
   }
   for part, table in tables(base.dit, base.vae, base.text).items():
-    _write_json(folder / part / 'config.json', configs[part])
-    params = jax.tree.map(lambda x: np.asarray(x, dtype), base.params[part])
+    folder_lib.write_json(folder / part / 'config.json', configs[part])
+    params = jax.tree.map(lambda x: np.asarray(x, dtype), base.part(part))
     tensors = names.write_tensors(table, params)
     save_file(tensors, folder / part / weights[part], {'format': 'pt'})
   base.tokenizer.save_pretrained(folder / 'tokenizer')
-  _write_json(
-    folder / 'scheduler' / 'scheduler_config.json', _scheduler(base.shift)
+  folder_lib.write_json(
+    folder / 'scheduler' / 'scheduler_config.json',
+    folder_lib.scheduler(base.shift),
   )
-  _write_json(folder / 'model_index.json', _MODEL_INDEX)
-  _write_json(
+  folder_lib.write_json(folder / 'model_index.json', folder_lib.MODEL_INDEX)
+  folder_lib.write_json(
     folder / 'dcjax.json',
     {'name': base.name, 'format': dataclasses.asdict(base.format)},
   )
@@ -249,97 +340,3 @@ def tables(
     'vae': names.vae_table(vae),
     'text_encoder': names.text_table(text),
   }
-
-
-def _config(
-  folder: Path, part: str, file: str = 'config.json'
-) -> dict[str, Any]:
-  path = folder / part / file
-  if not path.is_file():
-    raise DcjaxError(f'{path} is missing; {folder} is not a diffusers folder')
-  return container.read_json(path)
-
-
-def _ours(path: Path) -> dict[str, Any]:
-  """Name and `Format` from our file; {} in a folder of others."""
-  if not path.exists():
-    return {}
-  values = container.read_json(path)
-  types = {field.name: field.type for field in dataclasses.fields(Format)}
-  name, given = values.get('name'), values.get('format')
-  if not isinstance(name, str) or not isinstance(given, dict):
-    raise DcjaxError(f'{path} does not hold a "name" and a "format"')
-  for key, value in given.items():
-    if key not in types:
-      raise DcjaxError(
-        f'{path} has the unknown key {key!r}; known are {", ".join(types)}'
-      )
-    number = (int, float) if types[key] is float else int
-    if isinstance(value, bool) or not isinstance(value, number) or value <= 0:
-      raise DcjaxError(
-        f'{path}: {key} is {value!r}, expected a positive {types[key].__name__}'
-      )
-  return {'name': name, 'format': Format(**given)}
-
-
-def _shift(folder: Path) -> float:
-  scheduler = _config(folder, 'scheduler', 'scheduler_config.json')
-  shift = scheduler.get('flow_shift', scheduler.get('shift', 3.0))
-  if (
-    isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0
-  ):
-    raise DcjaxError(
-      f'{folder / "scheduler" / "scheduler_config.json"}: the time shift is '
-      f'{shift!r}, expected a positive number'
-    )
-  return float(shift)
-
-
-def _working_dtype(x: np.ndarray) -> np.ndarray:
-  """Float32 on a CPU, where bfloat16 is slow and less exact; else as stored."""
-  return x.astype(np.float32) if jax.default_backend() == 'cpu' else x
-
-
-def _write_json(path: Path, value: Any) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(value, indent=2) + '\n')
-
-
-def _scheduler(shift: float) -> dict[str, Any]:
-  return {
-    '_class_name': 'UniPCMultistepScheduler',
-    'beta_end': 0.02,
-    'beta_schedule': 'linear',
-    'beta_start': 0.0001,
-    'disable_corrector': [],
-    'dynamic_thresholding_ratio': 0.995,
-    'final_sigmas_type': 'zero',
-    'flow_shift': shift,
-    'lower_order_final': True,
-    'num_train_timesteps': 1000,
-    'predict_x0': True,
-    'prediction_type': 'flow_prediction',
-    'sample_max_value': 1.0,
-    'solver_order': 2,
-    'solver_type': 'bh2',
-    'steps_offset': 0,
-    'thresholding': False,
-    'timestep_spacing': 'linspace',
-    'use_beta_sigmas': False,
-    'use_exponential_sigmas': False,
-    'use_flow_sigmas': True,
-    'use_karras_sigmas': False,
-  }
-
-
-_MODEL_INDEX = {
-  '_class_name': 'WanPipeline',
-  'boundary_ratio': None,
-  'expand_timesteps': False,
-  'scheduler': ['diffusers', 'UniPCMultistepScheduler'],
-  'text_encoder': ['transformers', 'UMT5EncoderModel'],
-  'tokenizer': ['transformers', 'T5Tokenizer'],
-  'transformer': ['diffusers', 'WanTransformer3DModel'],
-  'transformer_2': [None, None],
-  'vae': ['diffusers', 'AutoencoderKLWan'],
-}

@@ -1,7 +1,13 @@
-"""Safetensors files and their indices, read and written with care."""
+"""Safetensors files and their indices, read and written with care.
+
+Small files are read whole. Of large ones the headers are read, and every tensor
+is then a `Stored`, whose numbers stay on disk until somebody asks for them.
+"""
 
 from collections.abc import Mapping
+import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,18 +19,122 @@ from dcjax.errors import DcjaxError
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 
-def read_folder(folder: Path) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A tensor in a file; `numpy.asarray` maps it into memory, read-only.
+
+  Attributes:
+    path: of the file.
+    offset: of the first byte.
+    dtype: of the numbers.
+    shape: of the tensor.
+  """
+
+  path: Path
+  offset: int
+  dtype: np.dtype
+  shape: tuple[int, ...]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the numbers."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    if not self.nbytes:
+      return np.empty(self.shape, dtype or self.dtype)
+    try:
+      x = np.memmap(self.path, self.dtype, 'r', self.offset, self.shape)
+    except (OSError, ValueError) as error:
+      raise DcjaxError(f'{self.path} cannot be read: {error}') from error
+    return np.array(x, dtype, copy=copy)
+
+  def take(self, places: np.ndarray) -> np.ndarray:
+    """Single numbers of the flattened tensor, without what lies around them."""
+    size = self.dtype.itemsize
+    with open(self.path, 'rb', buffering=0) as file:
+      read = lambda i: os.pread(file.fileno(), size, self.offset + size * i)
+      return np.frombuffer(b''.join(map(read, places.tolist())), self.dtype)
+
+
+def stored_in(folder: Path) -> dict[str, Stored]:
   """All tensors of a folder that holds one file, or shards and their index.
+
+  Only headers are read.
 
   Raises:
     DcjaxError: it does not, or a shard is missing, broken, outside the folder.
   """
-  tensors: dict[str, np.ndarray] = {}
+  tensors: dict[str, Stored] = {}
   for path in _weight_files(folder):
-    for key, x in read(path)[1].items():
+    for key, x in stored(path).items():
       if key in tensors:
         raise DcjaxError(f'{path}: {key} is in more than one file of {folder}')
       tensors[key] = x
+  return tensors
+
+
+def stored(path: Path) -> dict[str, Stored]:
+  """All tensors of a file, from its header.
+
+  Raises:
+    DcjaxError: it is missing, not a whole safetensors file, or holds other
+      than floating-point numbers.
+  """
+  if not path.is_file():
+    raise DcjaxError(f'there is no file {path}')
+  try:
+    with open(path, 'rb') as file:
+      size = os.fstat(file.fileno()).st_size
+      begin = 8 + int.from_bytes(file.read(8), 'little')
+      if not 8 < begin <= min(size, 8 + _LARGEST_HEADER):
+        raise ValueError('the length of its header is impossible')
+      header = json.loads(file.read(begin - 8), object_pairs_hook=_no_twins)
+    return _check_header(header, begin, size, path)
+  except (ValueError, TypeError, AttributeError, OSError) as error:
+    raise DcjaxError(
+      f'{path} is not a whole safetensors file: {error}'
+    ) from error
+
+
+# That of the library; the header of the largest models takes a hundredth.
+_LARGEST_HEADER = 100_000_000
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  if len(dict(pairs)) < len(pairs):
+    raise ValueError('a name is there twice')
+  return dict(pairs)
+
+
+def _check_header(header, begin, size, path) -> dict[str, Stored]:
+  """Tensors must fill the file one after another, without gap or overlap."""
+  import ml_dtypes
+
+  kinds = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16}
+  kinds['BF16'] = ml_dtypes.bfloat16
+  header.pop('__metadata__', None)
+  tensors, at = {}, 0
+  order = sorted(header.items(), key=lambda item: item[1]['data_offsets'][:2])
+  for key, entry in order:
+    shape, (first, last) = entry.get('shape'), entry['data_offsets']
+    kind = entry.get('dtype')
+    if not isinstance(shape, list) or not all(
+      type(x) is int and x >= 0 for x in (*shape, first, last)
+    ):
+      raise ValueError(f'{key} has no possible shape or place')
+    if kind not in kinds:
+      raise DcjaxError(
+        f'{path}: {key} is of type {kind}; expected {", ".join(kinds)}'
+      )
+    x = Stored(path, begin + first, np.dtype(kinds[kind]), tuple(shape))
+    if first != at or last - first != x.nbytes:
+      raise ValueError(f'{key} does not fill its place')
+    tensors[key], at = x, last
+  if begin + at != size:
+    raise ValueError(f'it has {size} bytes, and its header says {begin + at}')
   return tensors
 
 
@@ -96,7 +206,12 @@ def _weight_files(folder: Path) -> list[Path]:
     found = (
       f'found {", ".join(pickles or [p.name for p in files]) or "nothing"}'
     )
-    hint = '; pickled weights are refused' if pickles else ''
+    hint = (
+      '; pickled weights are refused, the same model in diffusers layout (hub '
+      'ids that end in -Diffusers) has them as safetensors'
+      if pickles
+      else ''
+    )
     raise DcjaxError(
       f'{folder} needs one .safetensors file or an index, {found}{hint}'
     )

@@ -41,23 +41,45 @@ class Entry:
   stacked: bool = False
   shape: tuple[int, ...] | None = None
 
+  def layer_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one layer of a leaf of ours."""
+    return shape[1:] if self.stacked else shape
+
+  def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The checkpoint's shape of a layer that has this shape with us."""
+    if self.shape is not None:
+      return self.shape
+    axes = LAYOUTS[self.layout]
+    return shape if axes is None else tuple(shape[axis] for axis in axes)
+
+  def to_ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A view of the checkpoint's tensor as a layer of this shape."""
+    axes = LAYOUTS[self.layout]
+    if axes is None:
+      return x.reshape(shape)
+    x = x.reshape([shape[axis] for axis in axes])
+    return x.transpose(np.argsort(axes))
+
+  def to_theirs(self, x: np.ndarray) -> np.ndarray:
+    """The inverse of `to_ours`."""
+    axes = LAYOUTS[self.layout]
+    x = x if axes is None else x.transpose(axes)
+    return x if self.shape is None else x.reshape(self.shape)
+
 
 Table = dict[str, Entry]
 
 
-def read_tensors(
+def check_tensors(
   table: Table, tensors: Mapping[str, Any], expected: tree.Tree, *, what: str
-) -> dict[str, Any]:
-  """Checkpoint tensors -> our tree, strictly.
+) -> None:
+  """Whether a checkpoint's tensors are those of a model; reads no number.
 
   Args:
     table: the model's table.
-    tensors: {checkpoint name: array}.
+    tensors: {checkpoint name: anything with a shape}.
     expected: our tree of `jax.ShapeDtypeStruct`.
     what: where the tensors came from, for the message.
-
-  Returns:
-    Nested dict of numpy arrays in the checkpoint's dtype.
 
   Raises:
     DcjaxError: with the +/- list, if a tensor is missing, extra or misshapen.
@@ -67,27 +89,34 @@ def read_tensors(
   problems += [
     f'+ {key} (not expected)' for key in sorted(set(tensors) - wanted)
   ]
-  shapes = {name: x.shape for name, x in tree.flatten(expected).items()}
-  flat = {}
-  for name, entry in table.items():
-    shape = shapes[name][1:] if entry.stacked else shapes[name]
-    layers = []
-    for key in entry.keys:
-      if key not in tensors:
-        continue
-      x = _from_checkpoint(np.asarray(tensors[key]), entry, shape)
-      if x is None:
-        problems.append(
-          f'~ {key} is {tuple(np.shape(tensors[key]))}, expected '
-          f'{_checkpoint_shape(entry, shape)}'
-        )
-      else:
-        layers.append(x)
-    if len(layers) == len(entry.keys):
-      flat[name] = np.stack(layers) if entry.stacked else layers[0]
+  for name, x in tree.flatten(expected).items():
+    shape = table[name].their_shape(table[name].layer_shape(x.shape))
+    problems += [
+      f'~ {key} is {tuple(tensors[key].shape)}, expected {shape}'
+      for key in table[name].keys
+      if key in tensors and tuple(tensors[key].shape) != shape
+    ]
   if problems:
     shown = tree.some(problems, limit=12)
     raise DcjaxError(f'{what} does not fit this model: {shown}')
+
+
+def read_tensors(
+  table: Table, tensors: Mapping[str, Any], expected: tree.Tree, *, what: str
+) -> dict[str, Any]:
+  """Checkpoint tensors -> our tree of numpy arrays in the checkpoint's dtype.
+
+  Args and errors: those of `check_tensors`.
+  """
+  check_tensors(table, tensors, expected, what=what)
+  flat = {}
+  for name, x in tree.flatten(expected).items():
+    entry = table[name]
+    shape = entry.layer_shape(x.shape)
+    layers = [
+      entry.to_ours(np.asarray(tensors[key]), shape) for key in entry.keys
+    ]
+    flat[name] = np.stack(layers) if entry.stacked else layers[0]
   return tree.unflatten(flat)
 
 
@@ -99,34 +128,8 @@ def write_tensors(table: Table, params: tree.Tree) -> dict[str, np.ndarray]:
     for key, x in zip(
       entry.keys, leaf if entry.stacked else leaf[None], strict=True
     ):
-      tensors[key] = np.ascontiguousarray(_to_checkpoint(x, entry))
+      tensors[key] = np.ascontiguousarray(entry.to_theirs(x))
   return tensors
-
-
-def _checkpoint_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-  if entry.shape is not None:
-    return entry.shape
-  axes = LAYOUTS[entry.layout]
-  return shape if axes is None else tuple(shape[axis] for axis in axes)
-
-
-def _from_checkpoint(x, entry, shape):
-  """One layer in our layout, or None if its shape is wrong."""
-  if tuple(x.shape) != _checkpoint_shape(entry, shape):
-    return None
-  axes = LAYOUTS[entry.layout]
-  if axes is not None:
-    if entry.shape is not None:
-      x = x.reshape([shape[axis] for axis in axes])
-    x = x.transpose(np.argsort(axes))
-  return x.reshape(shape)
-
-
-def _to_checkpoint(x, entry):
-  axes = LAYOUTS[entry.layout]
-  if axes is not None:
-    x = x.transpose(axes)
-  return x if entry.shape is None else x.reshape(entry.shape)
 
 
 def transformer_table(config) -> Table:

@@ -1,0 +1,142 @@
+"""What to change when a run does not fit: settings, tried, cheapest first.
+
+Nothing here is a rule of thumb. A setting is changed in a copy of the job, the
+programs that were too large are forecast again, and so on until all of them
+fit; then every change that turns out not to be needed is taken back.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dcjax.models.dit import REMAT_POLICIES
+
+# The least rank, frames and pixels a side that are proposed.
+RANK, FRAMES, SIDE = 4, 5, 192
+# {option: value} of the next smaller setting; empty at the end.
+Changes = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+  """Settings with which a run fits, or how far it gets.
+
+  Attributes:
+    options: {option: value}.
+    peak: bytes of the largest program with them.
+    fits: whether that is little enough.
+  """
+
+  options: dict[str, Any]
+  peak: int
+  fits: bool
+
+
+def find(
+  config: ConfigDict,
+  format: tuple[int, int, int],
+  large: Sequence[str],
+  peak: Callable[[ConfigDict, Sequence[str]], int],
+  usable: int,
+) -> Advice:
+  """Settings with which the large programs fit.
+
+  Args:
+    config: of the job.
+    format: (frames, height, width) that it comes to.
+    large: names of the programs that do not fit.
+    peak: the bytes of the largest of these programs for a config.
+    usable: bytes of the device.
+  """
+  changed: Changes = {}
+
+  def bytes_with(options):
+    return peak(_with(config, options), large)
+
+  most, fits = bytes_with(changed), False
+  for lever in LEVERS:
+    while not fits:
+      step = lever(_with(config, changed), format, large)
+      if not step:
+        break
+      changed |= step
+      most = bytes_with(changed)
+      fits = most <= usable
+  if not fits:
+    return Advice(changed, most, False)
+  for key in reversed(list(changed)):
+    fewer = {k: v for k, v in changed.items() if k != key}
+    if not {'format.height', 'format.width'} & {key}:
+      found = bytes_with(fewer)
+      if found <= usable:
+        changed, most = fewer, found
+  return Advice(changed, most, True)
+
+
+def _with(config: ConfigDict, options: Changes) -> ConfigDict:
+  copy = config.copy_and_resolve_references()
+  copy.update_from_flattened_dict(options)
+  return copy
+
+
+def _accumulate(config, format, large) -> Changes:
+  """Twice as many microbatches: costs nothing."""
+  del format
+  return {
+    f'{name}.accumulate': _next_divisor(stage.batch, stage.accumulate)
+    for name in config.stages
+    for stage in [config[name]]
+    if name in large and stage.accumulate < stage.batch
+  }
+
+
+def _next_divisor(batch: int, accumulate: int) -> int:
+  return next(n for n in range(accumulate + 1, batch + 1) if batch % n == 0)
+
+
+def _remat(config, format, large) -> Changes:
+  """Computes more of a block again: up to a third more time."""
+  del format
+  names = list(REMAT_POLICIES)
+  order = [name for name in ('none', 'dots', 'full') if name in names]
+  if not set(large) & set(config.stages) or config.remat not in order[:-1]:
+    return {}
+  return {'remat': order[order.index(config.remat) + 1]}
+
+
+def _dtype(config, format, large) -> Changes:
+  """Half of the base's bytes."""
+  del format, large
+  return {} if config.base_dtype == 'bfloat16' else {'base_dtype': 'bfloat16'}
+
+
+def _rank(config, format, large) -> Changes:
+  """A smaller LoRA, its gradients and its optimizer state."""
+  del format, large
+  rank = config.lora.rank // 2
+  return {'lora.rank': rank} if rank >= RANK else {}
+
+
+def _frames(config, format, large) -> Changes:
+  """A shorter clip; a large one is encoded and decoded in chunks anyway."""
+  if not set(large) & {*config.stages, 'sample'}:
+    return {}
+  frames = config.format.frames or format[0]
+  shorter = frames * 3 // 4 // 4 * 4 + 1
+  return {'format.frames': shorter} if FRAMES <= shorter < frames else {}
+
+
+def _size(config, format, large) -> Changes:
+  """A smaller picture."""
+  if not set(large) - {'encode text'}:
+    return {}
+  sides = (config.format.height or format[1], config.format.width or format[2])
+  smaller = [side * 4 // 5 // 16 * 16 for side in sides]
+  if min(smaller) < SIDE:
+    return {}
+  return dict(zip(('format.height', 'format.width'), smaller, strict=True))
+
+
+LEVERS = (_accumulate, _remat, _dtype, _rank, _frames, _size)

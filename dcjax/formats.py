@@ -1,0 +1,125 @@
+"""A concept's LoRA under the keys of other tools, and theirs as a concept's.
+
+The styles of keys are those of `weights.lora_file`. Written are: the scale
+folded in, an alpha of r where a style needs one, and never an alpha under the
+keys of diffusers, whose loader refuses it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dcjax import concept_shapes as shapes
+from dcjax import tree
+from dcjax.errors import DcjaxError
+from dcjax.lora import LEAVES
+from dcjax.weights.lora_file import LoraFile, Pair, Pairs
+from dcjax.weights.lora_names import STYLES, module_of
+
+PREFIX = {
+  'diffusers': 'transformer.',
+  'comfyui': 'diffusion_model.',
+  'musubi': 'lora_unet_',
+}
+SPELLINGS = {
+  'diffusers': ('lora_A', 'lora_B'),
+  'comfyui': ('lora_down', 'lora_up'),
+  'musubi': ('lora_down', 'lora_up'),
+}
+# Unit roundoff u of what a number may be stored as.
+DTYPES = {'float32': 2.0**-24, 'bfloat16': 2.0**-8, 'float16': 2.0**-11}
+
+
+def to_pairs(
+  lora: tree.Tree, identity: float = 1.0, motion: float = 1.0
+) -> Pairs:
+  """Leaves of a concept -> one pair a linear layer and block.
+
+  The update is identity A1 B1 + motion A1 B2, of the rank of A1 alone.
+
+  Args:
+    lora: tree of leaves `<layer>/lora/{a1,b1,b2}`, with the basis on either
+      side.
+    identity: weight of the look.
+    motion: weight of the motion.
+  """
+  pairs: Pairs = {}
+  for layer, leaves in shapes.layers(lora).items():
+    a1, b1, b2 = (np.asarray(leaves[leaf], np.float32) for leaf in LEAVES)
+    b = identity * b1 + motion * b2
+    down, up = (a1, b) if shapes.on_input(leaves) else (b, a1)
+    if a1.ndim == 2:
+      pairs[layer, None] = Pair(down, up)
+    else:
+      for block in range(len(a1)):
+        pairs[layer, block] = Pair(down[block], up[block])
+  return pairs
+
+
+def to_tensors(
+  pairs: Pairs, style: str, dtype: str = 'float32'
+) -> dict[str, np.ndarray]:
+  """Pairs -> tensors under the keys of one style.
+
+  Raises:
+    DcjaxError: the style or dtype is unknown, or a layer has no name there.
+  """
+  import ml_dtypes
+
+  if style not in STYLES:
+    raise DcjaxError(f'key style {style!r}; use one of {", ".join(STYLES)}')
+  if dtype not in DTYPES:
+    raise DcjaxError(f'dtype {dtype!r}; use one of {", ".join(DTYPES)}')
+  stored = ml_dtypes.bfloat16 if dtype == 'bfloat16' else np.dtype(dtype)
+  # One rank a file: some loaders take the first layer's for all of them.
+  rank = max((pair.rank for pair in pairs.values()), default=0)
+  tensors, down, up = {}, *SPELLINGS[style]
+  for (layer, block), pair in pairs.items():
+    module = module_of(layer, block, style)
+    if module is None:
+      raise DcjaxError(f'{layer} has no name in other tools: LoRA not exported')
+    key = PREFIX[style] + module
+    wide = ((0, 0), (0, rank - pair.rank))
+    # Row by row: safetensors saves a transposed view as it lies.
+    for leaf, x in (
+      (down, np.pad(pair.down, wide).T),
+      (up, np.pad(pair.up.T, wide)),
+    ):
+      tensors[f'{key}.{leaf}.weight'] = np.ascontiguousarray(x, stored)
+    if style == 'musubi':
+      tensors[f'{key}.alpha'] = np.asarray(rank, np.float32)
+  return tensors
+
+
+def to_lora(file: LoraFile) -> dict[str, Any]:
+  """The tree of leaves `<layer>/lora/{a1,b1,b2}` of a file; b2 is zero.
+
+  Blocks that the file leaves out are zero, up to the last that it has, and
+  ranks that differ between blocks are padded with zeros.
+
+  Raises:
+    DcjaxError: the file has faults, as a +/- list.
+  """
+  if file.faults:
+    raise DcjaxError(
+      f'{file.name} is no LoRA that can be used whole: '
+      f'{tree.some(list(file.faults))}'
+    )
+  stacks: dict[str, dict[int | None, Pair]] = {}
+  for (layer, block), pair in file.pairs.items():
+    stacks.setdefault(layer, {})[block] = pair
+  flat = {}
+  for layer, stack in stacks.items():
+    rank = max(pair.rank for pair in stack.values())
+    width_in, width_out = next(iter(stack.values())).shape
+    depth = () if None in stack else (max(stack) + 1,)
+    a1 = np.zeros((*depth, width_in, rank), np.float32)
+    b1 = np.zeros((*depth, rank, width_out), np.float32)
+    for block, pair in stack.items():
+      at = () if block is None else (block,)
+      a1[(*at, slice(None), slice(pair.rank))] = pair.down
+      b1[(*at, slice(pair.rank))] = pair.up
+    leaves = (a1, b1, np.zeros_like(b1))
+    for leaf, x in zip(LEAVES, leaves, strict=True):
+      flat[f'{layer}/lora/{leaf}'] = x
+  return tree.unflatten(flat)

@@ -1,0 +1,196 @@
+"""Losses of pretraining: on the procedural world, drawn inside the step.
+
+A batch is {frames: sample indices [b]}: nothing but numbers travels to the
+device, which draws, encodes and captions the scenes itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from einops import rearrange, reduce
+import jax
+import jax.numpy as jnp
+
+from dcjax.data import captions, prompts, world
+from dcjax.models.dit import DiT
+from dcjax.models.text import UMT5Encoder
+from dcjax.models.vae_config import VAEConfig
+from dcjax.models.wan_vae import WanVAE, normalize
+from dcjax.objective import Objective, flow_loss
+from dcjax.stage import Stage
+
+
+def flow(
+  dit: DiT,
+  vae: WanVAE,
+  text: UMT5Encoder,
+  word_ids: Mapping[str, int],
+  stage: Stage,
+  *,
+  seed: int,
+  length: int,
+  emphasis: float = 0.0,
+) -> Objective:
+  """Flow matching on rendered scenes, for text encoder and transformer.
+
+  The context is {frames: `encode_scenes`}, a bank of scenes that were encoded
+  once; without one, every sample is a new scene.
+
+  Args:
+    dit: the transformer.
+    vae: the autoencoder, frozen.
+    text: the text encoder.
+    word_ids: {word: token id} of the captions.
+    stage: t sampler, and what is dropped.
+    seed: of the scenes.
+    length: tokens of a caption.
+    emphasis: extra weight of an object's place. Objects cover a twentieth of
+      the picture, and backgrounds are learnt soonest.
+  """
+  ids = {word: int(i) for word, i in word_ids.items()}
+  # What stands for a word that the base does not know, in the prompts of
+  # others.
+  strangers = jnp.asarray(
+    [ids['<unk>'], ids['<extra_id_0>'], ids['<extra_id_1>']]
+  )
+
+  def fetch(params, bank, indices, frames):
+    if bank is None:
+      keys = scene_keys(seed, frames, indices)
+      return encode_scenes(vae, params['vae'], keys, frames)
+    places = indices % bank[1].shape[0]
+    return jax.tree.map(lambda x: x[places], bank)
+
+  def caption(scene, index, frames):
+    key = jax.random.fold_in(jax.random.key(seed + 1), frames)
+    key_said, key_strange = jax.random.split(jax.random.fold_in(key, index))
+    said = captions.sample_said(key_said, still=frames == 1)
+    tokens, mask = captions.caption_ids(scene, said, ids, length)
+    return _estrange(key_strange, tokens, mask, strangers, stage.prompt_drop)
+
+  def loss(params, batch, context, key):
+    total, weight, aux = 0.0, 0.0, {}
+    for name, indices in sorted(batch.items()):
+      frames = int(name)
+      key_text, key_flow = jax.random.split(jax.random.fold_in(key, frames))
+      bank = None if context is None else context[name]
+      scenes, latents, cover = fetch(params, bank, indices, frames)
+      tokens, mask = jax.vmap(caption, (0, 0, None))(scenes, indices, frames)
+      features = text.apply({'params': params['text_encoder']}, tokens, mask)
+      features = prompts.drop_rows(key_text, features, mask, stage.text_drop)
+      _, error = flow_loss(
+        lambda *args, **kwargs: dit.apply(
+          {'params': params['transformer']}, *args, **kwargs
+        ),
+        latents.astype(jnp.float32),
+        features,
+        mask,
+        key_flow,
+        stage,
+        self_cond=dit.config.self_cond is not None,
+        weight=_of_mean_one(1.0 + emphasis * cover.astype(jnp.float32)),
+      )
+      aux[f'loss/{frames}_frames'] = error.mean()
+      total = total + latents.size * error.mean()
+      weight = weight + latents.size
+    return total / weight, aux
+
+  return loss
+
+
+def scene_keys(seed: int, frames: int, indices: jax.Array) -> jax.Array:
+  """One key a scene [b]: clips of another length are other scenes."""
+  key = jax.random.fold_in(jax.random.key(seed), frames)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+def encode_scenes(
+  vae: WanVAE, params: Any, keys: jax.Array, frames: int
+) -> tuple[world.Scene, jax.Array, jax.Array]:
+  """Draws and encodes scenes.
+
+  Returns:
+    The scenes; normalised latents [b f h w c]; and how much of each latent
+    pixel's place is an object's, [b f h w 1] in 0..1.
+  """
+  scenes = jax.vmap(world.sample_scene)(keys)
+  clips = jax.vmap(lambda scene: world.render(scene, frames))(scenes)
+  video = 2.0 * clips.video - 1.0
+  mean, _ = vae.apply({'params': params}, video, method='encode')
+  latents = jax.lax.stop_gradient(normalize(mean, vae.config))
+  return scenes, latents, _cover(clips.mask.any(axis=1), vae.config)
+
+
+def _cover(mask: jax.Array, config: VAEConfig) -> jax.Array:
+  """Pixels [b 1+k f h w] bool -> their share of each latent pixel's place."""
+  space, time = config.scale_factor_spatial, config.scale_factor_temporal
+  share = reduce(
+    mask.astype(jnp.float32),
+    'b f (h p) (w q) -> b f h w',
+    'mean',
+    p=space,
+    q=space,
+  )
+  later = rearrange(share[:, 1:], 'b (f t) h w -> b f t h w', t=time).max(2)
+  return jnp.concatenate([share[:, :1], later], axis=1)[..., None]
+
+
+def _of_mean_one(weight: jax.Array) -> jax.Array:
+  return weight / weight.mean()
+
+
+def _estrange(key, tokens, mask, strangers, prompt_drop):
+  """Some words become unknown ones, and some captions the empty prompt.
+
+  So the base learns that an unknown word says nothing about the picture, which
+  makes it a base for learned words.
+  """
+  key_word, key_which, key_prompt = jax.random.split(key, 3)
+  strange = jax.random.bernoulli(key_word, 0.03, tokens.shape) & (
+    tokens != captions.EOS
+  )
+  which = jax.random.choice(key_which, strangers, tokens.shape)
+  tokens = jnp.where(strange & mask, which, tokens)
+  empty = jnp.arange(tokens.shape[0]) == 0
+  dropped = jax.random.bernoulli(key_prompt, prompt_drop)
+  tokens = jnp.where(dropped, jnp.where(empty, captions.EOS, 0), tokens)
+  return tokens, jnp.where(dropped, empty, mask)
+
+
+def autoencoder(vae: WanVAE, *, seed: int, kl_weight: float) -> Objective:
+  """L1 + L2 + KL on scenes of the world and on free textures, half and half."""
+
+  def videos(indices, frames):
+    def one(index):
+      base = jax.random.fold_in(jax.random.key(seed + 1), frames)
+      key, key_kind = jax.random.split(jax.random.fold_in(base, index))
+      return jax.lax.cond(
+        jax.random.bernoulli(key_kind),
+        lambda k: world.render(world.sample_scene(k), frames).video,
+        lambda k: world.texture(k, frames),
+        key,
+      )
+
+    return 2.0 * jax.vmap(one)(indices) - 1.0
+
+  def loss(params, batch, context, key):
+    del context
+    variables = {'params': params['vae']}
+    total, weight, aux = 0.0, 0.0, {}
+    for frames, indices in sorted(batch.items()):
+      x = videos(indices, int(frames))
+      mean, logvar = vae.apply(variables, x, method='encode')
+      noise = jax.random.normal(
+        jax.random.fold_in(key, int(frames)), mean.shape
+      )
+      z = mean + jnp.exp(0.5 * logvar) * noise
+      y = vae.apply(variables, z, clip=False, method='decode')
+      l2 = jnp.square(x - y).mean()
+      kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+      part = jnp.abs(x - y).mean() + l2 + kl_weight * kl
+      aux[f'psnr/{frames}_frames'] = -10.0 * jnp.log10(l2 / 4.0)
+      aux[f'kl/{frames}_frames'] = kl
+      total, weight = total + x.size * part, weight + x.size
+    return total / weight, aux
+
+  return loss

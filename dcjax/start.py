@@ -1,0 +1,87 @@
+"""What a personalisation starts from: its base, parameters and objectives."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dcjax import lora, sampling
+from dcjax import objective as objective_lib
+from dcjax.errors import DcjaxError
+from dcjax.models.dit import REMAT_POLICIES, DiT
+from dcjax.stage import Stage
+from dcjax.weights.base import Base
+
+
+def check_numbers(config: ConfigDict) -> None:
+  """Refuses impossible numbers of the parts that check nothing themselves."""
+  least = {'tokens.vectors': 1, 'prior.videos': 0, 'sample.steps': 0}
+  for name, least_value in least.items():
+    part, key = name.split('.')
+    if config[part][key] < least_value:
+      raise DcjaxError(
+        f'config.{name} is {config[part][key]}; expected {least_value} or more'
+      )
+
+
+def base_dtype(config: ConfigDict) -> Any:
+  """That of the frozen base's large matrices; None leaves it to the machine."""
+  if config.base_dtype not in ('', 'bfloat16', 'float32'):
+    raise DcjaxError(
+      f'config.base_dtype is {config.base_dtype!r}; use bfloat16, float32, or '
+      'nothing for what suits the machine'
+    )
+  return jnp.dtype(config.base_dtype) if config.base_dtype else None
+
+
+def adapted(base: Base, config: ConfigDict) -> Base:
+  """The base as a run uses it: at the config's format and time shift."""
+  if config.shift < 0:
+    raise DcjaxError(
+      f'config.shift is {config.shift}; expected a positive number, or 0 for '
+      'that of the base'
+    )
+  wanted = base_dtype(config)
+  loaded = base.params['transformer']['head']['kernel'].dtype
+  if wanted is not None and wanted != loaded:
+    raise DcjaxError(
+      f'config.base_dtype is {wanted}, but the base was loaded in {loaded}; '
+      f'use load_base(name, dtype="{wanted}")'
+    )
+  base = base.with_format(**config.format)
+  return dataclasses.replace(base, shift=config.shift or base.shift)
+
+
+def initial_params(base: Base, config: ConfigDict) -> dict[str, Any]:
+  """The transformer with LoRA leaves, and any learned words at zero."""
+  transformer = lora.attach(
+    base.params['transformer'],
+    config.lora.targets,
+    config.lora.rank,
+    jax.random.fold_in(jax.random.key(config.seed), 1),
+    side=config.lora.side,
+  )
+  shape = (config.tokens.vectors, base.dit.text_width)
+  tokens = {name: jnp.zeros(shape) for name in words(config)}
+  return {'transformer': transformer, 'tokens': tokens}
+
+
+def words(config: ConfigDict) -> dict[str, int]:
+  """{name: vectors} of the learned words."""
+  names = ('v', 'u') if config.train_tokens else ()
+  return dict.fromkeys(names, config.tokens.vectors)
+
+
+def objective(
+  base: Base, config: ConfigDict, stage: Stage
+) -> objective_lib.Objective:
+  """What a stage minimises."""
+  if config.remat not in REMAT_POLICIES:
+    raise DcjaxError(
+      f'config.remat is {config.remat!r}; use one of '
+      f'{", ".join(REMAT_POLICIES)}'
+    )
+  dit = DiT(base.dit, sampling.working_dtype(), config.remat)
+  return objective_lib.personalize(dit, stage)
