@@ -25,14 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 import record
 
-from dcjax import devices, plan, plan_text, tree
+from dcjax import tree
 from dcjax.data import video
 from dcjax.data.tokenizer import build_word_tokenizer
 from dcjax.errors import DcjaxError
-from dcjax.forecast import Forecaster
 from dcjax.models.dit_config import PRESETS, DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
+from dcjax.planning import devices
+from dcjax.planning import run as plan
+from dcjax.planning import text as plan_text
+from dcjax.planning.forecast import Forecaster
 from dcjax.weights.base import Base, Format, expected_params, save_base
 
 ROOT = Path(__file__).parents[1]

@@ -27,11 +27,11 @@ WORKDIR = flags.DEFINE_string(
 # The module that runs each task, imported only when it is asked for.
 TASKS = {
   'evaluate': 'dcjax.evals.base',
-  'inspect': 'dcjax.inspection',
-  'lora': 'dcjax.finetune',
+  'inspect': 'dcjax.finetuning.inspection',
+  'lora': 'dcjax.finetuning.run',
   'export': 'dcjax.export',
   'personalize': 'dcjax.personalization',
-  'plan': 'dcjax.plan',
+  'plan': 'dcjax.planning.run',
   'pretrain': 'dcjax.pretrain',
   'sample': 'dcjax.generation',
 }

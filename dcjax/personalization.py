@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from dcjax import (
   sampling,
   start,
   text_features,
+  tracking,
   train,
   tree,
 )
@@ -127,15 +127,10 @@ class Personalization:
       appearance=self.appearance,
       full=self.full,
     )
-    # A stage that was finished before keeps the times of then.
-    times = self.workdir / 'timings.json'
-    self.timings: dict[str, Any] = (
-      json.loads(times.read_text()) if times.exists() else {}
-    )
 
   def run(self) -> Concept:
     """All stages, the concept file and the report."""
-    began = time.monotonic()
+    timings = tracking.Timings(self.workdir)
     # What can be refused is refused before anything takes long.
     params = self._params()
     objectives = {
@@ -167,11 +162,10 @@ class Personalization:
         held_out=_held_out(stage, material),
         preview=lambda step, now, stage=stage: self._preview(stage, step, now),
       )
-      if timing.steps:
-        self.timings[stage.name] = dataclasses.asdict(timing)
+      timings.add(stage.name, dataclasses.asdict(timing))
     concept = Concept.from_params(params, self.base, self._meta())
     concept.save(self.workdir / 'concept.safetensors')
-    self._report(concept, material, began)
+    self._report(concept, material, timings)
     return concept
 
   # ---- what the stages need ------------------------------------------------
@@ -294,22 +288,16 @@ class Personalization:
     concept = Concept.from_params(params, self.base, self._meta())
     self.gallery.preview(stage, step, concept)
 
-  def _report(self, concept: Concept, material: Material, began: float) -> None:
+  def _report(
+    self, concept: Concept, material: Material, timings: tracking.Timings
+  ) -> None:
     panels = self.gallery.show(concept, material.clip, self.scenes)
-    spent = self.timings.get('total', 0.0) + time.monotonic() - began
-    self.timings |= {
-      'total': round(spent, 1),
-      'peak_memory': int(machine.peak_memory() * 1e9),
-    }
-    (self.workdir / 'timings.json').write_text(
-      json.dumps(self.timings, indent=2) + '\n'
-    )
     path = self.gallery.write_report(
       Path(self.video).stem,
       panels,
       self.stages,
       prompts={'appearance': self.appearance, 'motion': self.motion},
-      timings=self.timings,
+      timings=timings.write(),
     )
     print(f'concept: {self.workdir / "concept.safetensors"}')
     print(f'report:  {path}')

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 import sys
 import time
+from typing import Any
+
+from dcjax import machine
 
 
 class Metrics:
@@ -130,3 +133,35 @@ def clock(seconds: float) -> str:
   return (
     f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
   )
+
+
+class Timings:
+  """What a run cost, in seconds and bytes, kept in its `timings.json`.
+
+  A stage that was finished before keeps the times of then, and the total is
+  over all the commands that it took.
+
+  Args:
+    folder: of the run.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    self._path = Path(folder) / 'timings.json'
+    self._began = time.monotonic()
+    before = self._path.read_text() if self._path.exists() else '{}'
+    self._values: dict[str, Any] = json.loads(before)
+
+  def add(self, stage: str, seconds: Mapping[str, float]) -> None:
+    """Parts of a stage; one that took no step says nothing."""
+    if seconds['steps']:
+      self._values[stage] = dict(seconds)
+
+  def write(self) -> dict[str, Any]:
+    """Adds the total and the peak of memory; everything, as written."""
+    spent = self._values.get('total', 0.0) + time.monotonic() - self._began
+    self._values |= {
+      'total': round(spent, 1),
+      'peak_memory': int(machine.peak_memory() * 1e9),
+    }
+    self._path.write_text(json.dumps(self._values, indent=2) + '\n')
+    return self._values

@@ -12,21 +12,13 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import (
-  dataset,
-  objective,
-  optim,
-  sampling,
-  survey,
-  text_features,
-  train,
-  tree,
-)
+from dcjax import objective, optim, sampling, text_features, train, tree
 from dcjax.concept import Concept
 from dcjax.data import video
 from dcjax.errors import DcjaxError
-from dcjax.finetune import Finetuning
-from dcjax.showcase import Showcase
+from dcjax.finetuning import dataset, survey
+from dcjax.finetuning.run import Finetuning
+from dcjax.finetuning.showcase import Showcase
 from dcjax.stage import Stage
 
 pytestmark = pytest.mark.usefixtures('quick_compile')

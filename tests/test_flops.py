@@ -8,11 +8,12 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import flops, lora, objective, recipes, tree
+from dcjax import lora, objective, recipes, tree
 from dcjax import stage as stage_lib
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import SNAP_DIT_11B, WAN_1_3B, WAN_14B, DiTConfig
 from dcjax.models.vae_config import VAEConfig
+from dcjax.planning import flops
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from dcjax import inspection, survey
 from dcjax.data import quality
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
-from dcjax.inspection import Look
+from dcjax.finetuning import inspection, survey
+from dcjax.finetuning.inspection import Look
 from dcjax.report import sheet
 
 

@@ -14,15 +14,15 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 # One level a line, lowest first. A file imports from lines above its own, never
 # from its own line or below, so there are no cycles.
 LEVELS = """
-  errors  machine  recipes  state  liveness  plan_text
-  tree  stage  tracking  checkpoint  devices
+  errors  machine  recipes  state  planning.liveness  planning.text
+  tree  stage  tracking  checkpoint  planning.devices
   flow  lora  optim
   concept_shapes
 
   models.rope  models.attention  models.convolution  models.vae_config
   models.text  models.layers  models.resampling  models.dit_config
   models.dit  models.wan_vae
-  models.vae_chunks  flops  advice
+  models.vae_chunks  planning.flops  planning.advice
 
   data.motions  data.shapes  data.textures
   data.decode  data.tokenizer  data.cache  data.pipeline
@@ -41,19 +41,19 @@ LEVELS = """
   weights.original  weights.part  weights.lora_file
   weights.base
   weights.outline
-  text_features  survey
+  text_features  finetuning.survey
   formats
 
   concept  objective  doctor
   sampling  train  pretrain_objective
-  material  pretrain  dataset  start
+  material  pretrain  finetuning.dataset  start
   gallery
-  showcase
+  finetuning.showcase
   personalization  generation  export
-  finetune  inspection
-  programs
-  forecast
-  plan
+  finetuning.run  finetuning.inspection
+  planning.programs
+  planning.forecast
+  planning.run
 
   evals.templates
   evals.reading

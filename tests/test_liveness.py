@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dcjax import liveness
+from dcjax.planning import liveness
 
 N = 256
 BYTES = N * N * 4

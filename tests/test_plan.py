@@ -8,25 +8,16 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import (
-  advice,
-  devices,
-  forecast,
-  machine,
-  personalization,
-  plan,
-  plan_text,
-  programs,
-  recipes,
-  train,
-  tree,
-)
+from dcjax import machine, personalization, recipes, train, tree
 from dcjax.errors import DcjaxError
-from dcjax.forecast import Forecaster
 from dcjax.models.dit_config import WAN_1_3B, WAN_14B, DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
 from dcjax.personalization import Personalization
+from dcjax.planning import advice, devices, forecast, programs
+from dcjax.planning import run as plan
+from dcjax.planning import text as plan_text
+from dcjax.planning.forecast import Forecaster
 from dcjax.weights.base import Base, expected_params, load_base
 from dcjax.weights.outline import nbytes, outline
 
@@ -235,6 +226,18 @@ def test_without_a_compiler_it_counts_and_says_so(found, monkeypatch):
   assert forecaster.note == 'no compiler'
   assert 'no compiler' in plan_text.render(found | {'note': forecaster.note})
   assert {x['how'] for x in found['programs']} == {'counted'}
+
+
+def test_what_xla_cannot_compile_is_counted(here, monkeypatch):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no tiles\nmore')
+
+  job = plan.load_job(f'{SET_SEQ}:tiny')
+  run = programs.outline(outline('world'), job)
+  forecaster = Forecaster(devices.find('cpu'), 'compile')
+  monkeypatch.setattr(forecaster, '_compile', fail)
+  assert forecaster.memory(*programs.programs(run, ['set'])).how == 'counted'
+  assert forecaster.note == 'set is counted: XLA says INTERNAL: no tiles'
 
 
 def test_the_default_share_of_a_gpu_is_mentioned(found):

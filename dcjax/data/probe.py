@@ -1,7 +1,7 @@
 """What a file really holds, found by decoding it: size, times, rate.
 
 Headers lie about lengths and rates, so every frame is looked at once. A survey
-of a folder keeps the result, see `dataset.survey`.
+of a folder keeps the result, see `finetuning.survey`.
 """
 
 from collections.abc import Callable

@@ -6,8 +6,8 @@ their plugin is installed (jax-cuda13-plugin and jax-cuda13-pjrt, or libtpu),
 without the device. *Counted*: `liveness` counts what is alive at once in the
 program's trace, for any device, in a second. Against what XLA allocates for
 Wan, the count before `MARGIN` was 0.88 to 0.93 for steps of training on a CPU;
-1.04 on an H100, where sampling came to 1.2 and the autoencoder to 1.3 and 1.5;
-and 0.75 to 0.8 for steps of training on a TPU.
+0.98 to 1.05 on an H100, where sampling came to 1.2 and the autoencoder to 1.3
+and 1.5; and 0.75 to 0.8 for steps of training on a TPU.
 """
 
 import dataclasses
@@ -15,14 +15,17 @@ from typing import Any
 
 import jax
 
-from dcjax import liveness, machine
-from dcjax.devices import LOCAL, Device
+from dcjax import machine
 from dcjax.errors import DcjaxError
-from dcjax.programs import Program
+from dcjax.planning import liveness
+from dcjax.planning.devices import LOCAL, Device
+from dcjax.planning.programs import Program
 
 METHODS = ('', 'compile', 'count')
 # What a count leaves out: on TPUs, layouts that pad.
 MARGIN = {'cpu': 1.05, 'gpu': 1.0, 'tpu': 1.3}
+# There is no GPU to try kernels on: products are those of cuBLAS.
+_NO_TRIALS = {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
 # Memory of Python, JAX and its compiler, where that is the device's.
 PROCESS = {'cpu': 1_000_000_000, 'gpu': 0, 'tpu': 0}
 
@@ -58,7 +61,7 @@ class Forecaster:
 
   Attributes:
     device: as given.
-    note: why nothing is compiled although it was asked for, or ''.
+    note: why something is not compiled that was to be, or ''.
   """
 
   def __init__(self, device: Device, method: str = ''):
@@ -82,7 +85,11 @@ class Forecaster:
     training = program.work is not None and program.name != 'sample'
     with machine.programs_for(self.device.platform):
       if training and self._compiles:
-        return self._compile(program)
+        try:
+          return self._compile(program)
+        except jax.errors.JaxRuntimeError as error:
+          reason = str(error).strip().splitlines()[0]
+          self.note = f'{program.name} is counted: XLA says {reason[:100]}'
       return self.count(program)
 
   def count(self, program: Program) -> Memory:
@@ -116,9 +123,9 @@ class Forecaster:
       here = jax.sharding.SingleDeviceSharding(target)
       name = 'cuda' if platform == 'gpu' else platform
       lowered = program.trace(here).lower(lowering_platforms=(name,))
-      # There is no GPU to try kernels on.
-      options = {'xla_gpu_autotune_level': 0} if platform == 'gpu' else None
-      compiled = lowered.compile(compiler_options=options)
+      compiled = lowered.compile(
+        compiler_options=_NO_TRIALS if platform == 'gpu' else None
+      )
     found = compiled.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(

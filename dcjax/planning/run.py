@@ -17,18 +17,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dcjax import (
-  advice,
-  devices,
-  machine,
-  plan_text,
-  programs,
-  start,
-  tree,
-)
-from dcjax.devices import Device
+from dcjax import machine, start, tree
 from dcjax.errors import DcjaxError
-from dcjax.forecast import Forecaster
+from dcjax.planning import advice, devices, programs
+from dcjax.planning import text as plan_text
+from dcjax.planning.devices import Device
+from dcjax.planning.forecast import Forecaster
 from dcjax.weights.outline import outline
 
 

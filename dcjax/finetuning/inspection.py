@@ -13,7 +13,6 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from dcjax import survey as survey_lib
 from dcjax import tree
 from dcjax.data import buckets as buckets_lib
 from dcjax.data import probe as probe_lib
@@ -22,9 +21,10 @@ from dcjax.data import video as video_lib
 from dcjax.data.buckets import Bucket
 from dcjax.data.folder import Item
 from dcjax.errors import DcjaxError
+from dcjax.finetuning import survey as survey_lib
+from dcjax.finetuning.survey import Entry, Survey
 from dcjax.report import sheet
 from dcjax.report.clips import Panel
-from dcjax.survey import Entry, Survey
 from dcjax.weights.base import Base, load_base
 
 SHOWN = 6  # frames of a strip

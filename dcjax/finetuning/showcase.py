@@ -13,7 +13,7 @@ from dcjax import material as material_lib
 from dcjax.concept import Concept
 from dcjax.data import windows
 from dcjax.data.buckets import Bucket
-from dcjax.survey import Entry
+from dcjax.finetuning.survey import Entry
 from dcjax.weights.base import Base
 
 SHOWN = 3  # files of the data in the report

@@ -18,7 +18,7 @@ from dcjax.data import prompts as prompts_lib
 from dcjax.data import windows
 from dcjax.data.buckets import Bucket
 from dcjax.errors import DcjaxError
-from dcjax.survey import Entry, Survey
+from dcjax.finetuning.survey import Entry, Survey
 from dcjax.weights.base import Base
 
 

@@ -12,25 +12,23 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from dcjax import (
-  dataset,
   lora,
   machine,
-  personalization,
   sampling,
+  start,
   text_features,
+  tracking,
   train,
   tree,
 )
 from dcjax import objective as objective_lib
 from dcjax import stage as stage_lib
-from dcjax import survey as survey_lib
 from dcjax.concept import Concept
 from dcjax.data import buckets as buckets_lib
 from dcjax.data import cache as cache_lib
@@ -38,8 +36,10 @@ from dcjax.data import pipeline
 from dcjax.data import prompts as prompts_lib
 from dcjax.data.buckets import Bucket
 from dcjax.errors import DcjaxError
-from dcjax.showcase import Showcase
-from dcjax.survey import Entry, Survey
+from dcjax.finetuning import dataset
+from dcjax.finetuning import survey as survey_lib
+from dcjax.finetuning.showcase import Showcase
+from dcjax.finetuning.survey import Entry, Survey
 from dcjax.weights.base import Base, load_base
 
 STAGE = 'train'
@@ -48,7 +48,7 @@ PROMPTS = 3  # captions that are sampled if no prompts are given
 
 def run(config: ConfigDict, workdir: str) -> None:
   """The `lora` task of the command line."""
-  base = load_base(config.base, dtype=personalization.base_dtype(config))
+  base = load_base(config.base, dtype=start.base_dtype(config))
   Finetuning(base, config, workdir).run()
 
 
@@ -65,7 +65,7 @@ class Finetuning:
     self, base: Base, config: ConfigDict, workdir: str | os.PathLike
   ):
     self.config, self.workdir = config, Path(workdir)
-    self.base = personalization.adapted(base, config)
+    self.base = start.adapted(base, config)
     for key, least in (('rank', 1), ('alpha', 0)):
       if config.lora[key] < least:
         raise DcjaxError(
@@ -77,7 +77,7 @@ class Finetuning:
 
   def run(self) -> Concept:
     """The stage, the concept file and the report."""
-    began = time.monotonic()
+    timings = tracking.Timings(self.workdir)
     # What can be refused is refused before anything takes long.
     params = self.params()
     tree.match(params, self.stage.train)
@@ -112,7 +112,8 @@ class Finetuning:
     )
     concept = self._concept(params, survey)
     concept.save(self.workdir / 'concept.safetensors')
-    self._report(showcase, concept, survey, learnt, timing, began)
+    timings.add(STAGE, dataclasses.asdict(timing))
+    self._report(showcase, concept, survey, learnt, timings)
     return concept
 
   # ---- what the stage needs ------------------------------------------------
@@ -135,7 +136,7 @@ class Finetuning:
 
   def objective(self) -> objective_lib.Objective:
     """The flow loss under W + alpha / r A B."""
-    loss = personalization.objective(self.base, self.config, self.stage)
+    loss = start.objective(self.base, self.config, self.stage)
     return _weighed(loss, self.scale)
 
   def context(self) -> dict[str, Any]:
@@ -227,21 +228,9 @@ class Finetuning:
     concept: Concept,
     survey: Survey,
     learnt: Sequence[Entry],
-    timing: train.Timing,
-    began: float,
+    timings: tracking.Timings,
   ) -> None:
     panels = showcase.panels(concept, learnt, survey.fps)
-    path = self.workdir / 'timings.json'
-    # A run that was finished before keeps the times of then.
-    timings = json.loads(path.read_text()) if path.exists() else {}
-    if timing.steps:
-      timings[STAGE] = dataclasses.asdict(timing)
-    spent = timings.get('total', 0.0) + time.monotonic() - began
-    timings |= {
-      'total': round(spent, 1),
-      'peak_memory': int(machine.peak_memory() * 1e9),
-    }
-    path.write_text(json.dumps(timings, indent=2) + '\n')
     trigger = self.config.data.trigger
     page = showcase.write_report(
       Path(self.config.data.path).resolve().stem,
@@ -249,7 +238,7 @@ class Finetuning:
       STAGE,
       prompts={'trigger word': trigger} if trigger else {},
       notes=_notes(survey),
-      timings=timings,
+      timings=timings.write(),
     )
     print(f'concept: {self.workdir / "concept.safetensors"}')
     print(f'report:  {page}')

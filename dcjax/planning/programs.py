@@ -12,22 +12,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dcjax import (
-  flops,
-  material,
-  optim,
-  sampling,
-  start,
-  text_features,
-  train,
-  tree,
-)
+from dcjax import material, optim, sampling, start, text_features, train, tree
 from dcjax import stage as stage_lib
 from dcjax import state as state_lib
 from dcjax.models import vae_chunks
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
 from dcjax.models.wan_vae import WanVAE
+from dcjax.planning import flops
 from dcjax.stage import Stage
 from dcjax.weights.base import Base
 from dcjax.weights.outline import nbytes
