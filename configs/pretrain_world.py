@@ -6,9 +6,12 @@
 
 Stages: an autoencoder on scenes and free textures; then the transformer and its
 text encoder together, on clips for motion and on many stills, the cheap teacher
-of look and words. The shipped base: one H200, 1800 steps of the first stage
-(108 s) and 3672 of the second (313 s, given back before the end of its decay;
-steps alone, compilation took as long). training.json beside the weights has it.
+of look and words.
+
+The shipped base was made by an earlier form of this recipe, in seven minutes of
+steps on one H200, with an autoencoder of Wan2.1's form under AdamW; training.json
+beside the weights has it. The form of Wan2.2 under Muon, as here, learnt faster
+in trials: 21 dB on new scenes after 380 steps of four crops, against 17 dB.
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,7 @@ from dcjax.weights import base as base_lib
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
-STEPS = 8
+STEPS = 4
 GUIDANCE = 3.0
 
 
@@ -66,14 +66,22 @@ def test_the_folder_opens_as_what_it_says(opened):
   assert pipeline.vae.config.z_dim == base.dit.channels
 
 
-@pytest.mark.parametrize('guidance', [GUIDANCE, 1.0])
-def test_the_same_noise_gives_the_same_video(opened, guidance):
+@pytest.mark.parametrize(
+  'sampler,guidance',
+  [('unipc', GUIDANCE), ('unipc', 1.0), ('diffusers_euler', GUIDANCE)],
+)
+def test_the_same_noise_gives_the_same_video(
+  opened, sampler, guidance, monkeypatch
+):
   prompt, base, pipeline = opened
+  if sampler == 'diffusers_euler':
+    euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=base.shift)
+    monkeypatch.setattr(pipeline, 'scheduler', euler)
   f = base.format
   frames = min(f.frames, 9)
   noise = sampling.draw_noise(base, 1, 0, frames, f.height, f.width)[0]
   ours = sampling.sample(
-    base, prompt, noise=noise, steps=STEPS, guidance=guidance
+    base, prompt, noise=noise, steps=STEPS, guidance=guidance, sampler=sampler
   )
   theirs = their_video(pipeline, base, prompt, noise, guidance_scale=guidance)
   assert ours.shape == theirs.shape == (frames, f.height, f.width, 3)
