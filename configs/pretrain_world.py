@@ -9,9 +9,9 @@ text encoder together, on clips for motion and on many stills, the cheap teacher
 of look and words.
 
 The shipped base was made by an earlier form of this recipe, in seven minutes of
-steps on one H200, with an autoencoder of Wan2.1's form under AdamW; training.json
-beside the weights has it. The form of Wan2.2 under Muon, as here, learnt faster
-in trials: 21 dB on new scenes after 380 steps of four crops, against 17 dB.
+steps on one H200: an autoencoder of Wan2.1's form, under AdamW. training.json
+beside the weights has it. What is here learnt faster in short trials on a CPU:
+Muon reached 21 dB where AdamW, on the same autoencoder and clips, had 16.
 """
 
 from ml_collections import ConfigDict
