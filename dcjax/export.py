@@ -195,7 +195,10 @@ def write(
       source; there is no file then.
   """
   dtype = about['dtype']
-  tensors = formats.to_tensors(source.parts[part], about['style'], dtype)
+  pairs, transformer = source.parts[part], base.params['transformer']
+  if about['style'] == 'musubi':
+    pairs = formats.filled(pairs, transformer)
+  tensors = formats.to_tensors(pairs, about['style'], dtype)
   head = {'format': 'pt'} | {
     f'dcjax.{key}': x if isinstance(x, str) else json.dumps(x, sort_keys=True)
     for key, x in about.items()
@@ -204,8 +207,8 @@ def write(
   file = lora_file.read(path)
   # Both factors are rounded.
   bound = max(EXACT, 2 * formats.DTYPES[dtype])
-  wanted = updates(source, part)
-  proof = doctor.prove(file.pairs, wanted, base.params['transformer'], bound)
+  wanted = {place: lambda: 0.0 for place in pairs} | updates(source, part)
+  proof = doctor.prove(file.pairs, wanted, transformer, bound)
   # A NaN is above every bound.
   if not all(proof[key] <= bound for key in ('weights', 'update')):
     path.unlink()

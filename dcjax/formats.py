@@ -15,6 +15,7 @@ from dcjax.errors import DcjaxError
 from dcjax.lora import LEAVES
 from dcjax.weights.lora_file import LoraFile, Pair, Pairs
 from dcjax.weights.lora_names import STYLES, module_of
+from dcjax.weights.names import BLOCK_LINEARS
 
 PREFIX = {
   'diffusers': 'transformer.',
@@ -54,6 +55,30 @@ def to_pairs(
       for block in range(len(a1)):
         pairs[layer, block] = Pair(down[block], up[block])
   return pairs
+
+
+def filled(pairs: Pairs, transformer: tree.Tree) -> Pairs:
+  """With zero pairs for the linear layers that a LoRA leaves out of its blocks.
+
+  diffusers converts the keys of musubi for whole blocks only.
+
+  Args:
+    pairs: of a LoRA of blocks.
+    transformer: tree of the kernels, for their shapes.
+  """
+  rank = max(pair.rank for pair in pairs.values())
+  depth = 1 + max((b for _, b in pairs if b is not None), default=-1)
+  flat, whole = tree.flatten(transformer), dict(pairs)
+  for name in BLOCK_LINEARS:
+    layer = f'blocks/{name}'
+    *_, width_in, width_out = flat[f'{layer}/kernel'].shape
+    nothing = Pair(
+      np.zeros((width_in, rank), np.float32),
+      np.zeros((rank, width_out), np.float32),
+    )
+    for block in range(depth):
+      whole.setdefault((layer, block), nothing)
+  return whole
 
 
 def to_tensors(

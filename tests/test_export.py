@@ -12,13 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 import tiny
 
-from dcjax import doctor, export, lora, tree
+from dcjax import doctor, export, formats, lora, tree
 from dcjax.concept import Concept
 from dcjax.errors import DcjaxError
 from dcjax.recipes import ALL_LINEAR, ATTENTION
-from dcjax.weights import lora_file
+from dcjax.weights import container, lora_file
 from dcjax.weights.base import load_base
-from dcjax.weights.container import read
 
 ROOT = pathlib.Path(__file__).parents[1]
 Q = 'transformer.blocks.{}.attn1.to_q.{}'
@@ -108,12 +107,12 @@ def test_look_and_motion_apart(base, run, out, tmp_path):
     want = kernels(base, Concept.load(path).scaled(*weights))
     for name, x in want.items():
       np.testing.assert_allclose(got[name], x, atol=1e-5, rtol=0)
-    assert read(file)[0]['dcjax.part'] == part
+    assert container.read(file)[0]['dcjax.part'] == part
 
 
 def test_the_header_says_what_it_is(base, run, out, tmp_path):
   run(concept(base, tmp_path / 'cat.safetensors'), style='diffusers')
-  head = read(out / 'cat_diffusers.safetensors')[0]
+  head = container.read(out / 'cat_diffusers.safetensors')[0]
   assert head.pop('format') == 'pt'
   assert all(key.startswith('dcjax.') for key in head)
   assert head['dcjax.fingerprint'] == base.fingerprint
@@ -301,9 +300,29 @@ def test_numbers_in_short():
   assert doctor.counted([8, 4, 8]) == '8 (2x), 4 (1x)'
 
 
-def test_attention_alone_is_not_for_diffusers_as_musubi(base, run, tmp_path):
+def test_musubi_files_are_of_whole_blocks_and_change_no_more(
+  base, run, tmp_path
+):
+  """What diffusers' converter of these keys wants."""
   path = concept(base, tmp_path / 'cat.safetensors', targets=ATTENTION)
   text = run(path, style='musubi')
+  assert text.count('  yes') == 3
+  (written,) = tmp_path.glob('**/cat_musubi.safetensors')
+  pairs = lora_file.read(written).pairs
+  learnt = formats.to_pairs(Concept.load(path).lora)
+  assert len(pairs) == 10 * base.dit.layers > len(learnt) > 0
+  for place, pair in pairs.items():
+    assert (np.abs(pair.down @ pair.up).max() > 0) == (place in learnt)
+
+
+def test_attention_alone_of_others_is_not_for_diffusers_as_musubi(
+  base, run, tmp_path
+):
+  path = concept(base, tmp_path / 'cat.safetensors', targets=ATTENTION)
+  pairs = formats.to_pairs(Concept.load(path).lora)
+  tensors = formats.to_tensors(pairs, 'musubi')
+  container.write(tmp_path / 'other', tensors, {})
+  text = run(tmp_path / 'other')
   assert (
     'in diffusers     no: its converter of these keys wants all ten' in text
   )

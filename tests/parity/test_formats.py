@@ -55,9 +55,9 @@ def concept(base, side='in', targets=ALL_LINEAR):
   return Concept.from_params({'transformer': tree.unflatten(flat)}, base)
 
 
-def write(folder, c, style, identity, motion):
+def write(folder, c, style, identity, motion, fill=lambda pairs: pairs):
   folder.mkdir()
-  pairs = formats.to_pairs(c.lora, identity, motion)
+  pairs = fill(formats.to_pairs(c.lora, identity, motion))
   path = folder / 'lora.safetensors'
   container.write(path, formats.to_tensors(pairs, style), {'format': 'pt'})
   return folder
@@ -175,6 +175,22 @@ OPTIONS = {
   },
   'peft': {'use_rslora': True},
 }
+
+
+def test_diffusers_takes_the_keys_of_musubi_in_filled_blocks(
+  opened, noise, tmp_path
+):
+  base, pipeline, _ = opened
+  c = concept(base, targets=ATTENTION)
+  fill = lambda pairs: formats.filled(pairs, base.params['transformer'])
+  folder = write(tmp_path / 'f', c, 'musubi', 1.0, 1.0, fill)
+  try:
+    pipeline.load_lora_weights(folder, weight_name='lora.safetensors')
+    video = theirs(pipeline, base, noise)
+  finally:
+    pipeline.unload_lora_weights()
+  assert largest(video, ours(base, noise, c)) <= 2
+  assert largest(video, ours(base, noise, c.scaled(0.0, 0.0))) > 4
 
 
 @pytest.mark.parametrize('how', OPTIONS)
