@@ -44,12 +44,19 @@ def fetch(name: str) -> Path:
       local_files_only=huggingface_hub.constants.HF_HUB_OFFLINE,
     )
   except Exception as error:  # of the hub, of httpx, of the disk
-    reason = ' '.join(str(error).split()) or type(error).__name__
     raise DcjaxError(
       f'{name} is no folder here, is not in the cache of the hub and cannot be '
-      f'downloaded ({reason.partition(". ")[0].rstrip(".")}); place its '
-      'model_index.json and its folders transformer, vae, text_encoder '
-      '(config.json and .safetensors), tokenizer and scheduler into one '
-      'folder, and give that'
+      f'downloaded ({_reason(error)}); place its model_index.json and its '
+      'folders transformer, vae, text_encoder (config.json and .safetensors), '
+      'tokenizer and scheduler into one folder, and give that'
     ) from error
   return Path(folder)
+
+
+def _reason(error: Exception) -> str:
+  from huggingface_hub.errors import LocalEntryNotFoundError
+
+  if isinstance(error, LocalEntryNotFoundError):
+    return 'the hub cannot be reached'
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text.partition('. ')[0].rstrip('.')
