@@ -76,6 +76,8 @@ def _stages() -> tuple[ConfigDict, ConfigDict]:
     t_sampler='logit_normal',
     train_shift=1.0,
     self_cond=0.9,  # read only where the base has self-conditioning
+    dropped='lora/b',  # the coefficients that `dropout` drops
+    ema=0.0,  # decay of an average of what is trained; 0 for none
     optimizer=dict(
       kind='adamw',
       lr=1e-4,

@@ -7,7 +7,8 @@ without the device. *Counted*: `liveness` counts what is alive at once in the
 program's trace, for any device, in a second. Against what XLA allocates for
 Wan, the count before `MARGIN` was 0.88 to 0.93 for steps of training on a CPU;
 0.98 to 1.05 on an H100, where sampling came to 1.2 and the autoencoder to 1.3
-and 1.5; and 0.75 to 0.8 for steps of training on a TPU.
+and 1.5; and, by an earlier way of counting, 0.79 to 0.85 for steps of training
+on a TPU v5e.
 """
 
 import dataclasses
