@@ -19,7 +19,6 @@ import numpy as np
 from dcjax import concept_shapes as shapes
 from dcjax import doctor, formats, lora, tree
 from dcjax.concept import Concept, is_concept
-from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.weights import container, lora_file
 from dcjax.weights.base import Base, load_base
@@ -28,7 +27,6 @@ from dcjax.weights.lora_names import STYLES, Place
 
 # Relative error of a float32 file.
 EXACT = 1e-5
-TOKENS = 'dcjax_tokens'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     path.with_suffix('.json').write_text(text + '\n')
     print('\n'.join(_written(path, record)))
   if isinstance(source.origin, Concept) and source.origin.tokens:
-    write_tokens(source.origin, Path(workdir))
+    prompts = source.origin.meta.get('prompts') or {}
+    print(formats.write_words(source.origin.tokens, prompts, Path(workdir)))
+    print(
+      '  note: other tools cannot use learned words by themselves; a concept '
+      'trained with --config.train_tokens=False needs none'
+    )
 
 
 def open_source(
@@ -235,39 +238,6 @@ def updates(source: Source, part: str) -> dict[Place, Callable[[], np.ndarray]]:
     return np.asarray(lora.fuse(whole)['layer']['kernel'])
 
   return {p: functools.partial(fused, *p) for p in source.parts[part]}
-
-
-def write_tokens(concept: Concept, folder: Path) -> None:
-  """Writes the learned words and a text on how to use them elsewhere."""
-  path = folder / f'{TOKENS}.safetensors'
-  vectors = {name: np.asarray(x) for name, x in concept.tokens.items()}
-  container.write(path, vectors, {'format': 'pt'})
-  words = [
-    f'  [{name}]: {len(x)} x {prompts_lib.SENTINELS[name[0]]}'
-    for name, x in vectors.items()
-  ]
-  prompts = concept.meta.get('prompts') or {}
-  lines = [
-    'How to use the learned words outside of dcjax',
-    '',
-    f'{path.name} holds one row a vector, in the space of the',
-    "output of the base's text encoder. A LoRA file cannot carry them.",
-    '',
-    '1. Write each word of the prompt as a sentinel of the tokenizer, one for',
-    '   each of its vectors:',
-    *words,
-    '2. Encode the prompt with the text encoder, padding zeroed as usual.',
-    '3. Replace the rows of the sentinels by the vectors, in order.',
-    '4. Give the result to the pipeline: prompt_embeds in diffusers.',
-    *(['', 'It was trained with:'] if prompts else []),
-    *(f'  {name}: {text}' for name, text in prompts.items()),
-  ]
-  (folder / f'{TOKENS}.txt').write_text('\n'.join(lines) + '\n')
-  print(path)
-  print(
-    '  note: other tools cannot use learned words by themselves; a concept '
-    'trained with --config.train_tokens=False needs none'
-  )
 
 
 def _styles(config: ConfigDict) -> list[str]:

@@ -1,18 +1,24 @@
 """A concept's LoRA under the keys of other tools, and theirs as a concept's.
 
+Learned words, which no LoRA file can hold, get files of their own.
+
 The styles of keys are those of `weights.lora_file`. Written are: the scale
 folded in, an alpha of r where a style needs one, and never an alpha under the
 keys of diffusers, whose loader refuses it.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dcjax import concept_shapes as shapes
 from dcjax import tree
+from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.lora import LEAVES
+from dcjax.weights import container
 from dcjax.weights.lora_file import LoraFile, Pair, Pairs
 from dcjax.weights.lora_names import STYLES, module_of
 from dcjax.weights.names import BLOCK_LINEARS
@@ -27,6 +33,8 @@ SPELLINGS = {
   'comfyui': ('lora_down', 'lora_up'),
   'musubi': ('lora_down', 'lora_up'),
 }
+# Name of the files of learned words.
+WORDS = 'dcjax_tokens'
 # Unit roundoff u of what a number may be stored as.
 DTYPES = {'float32': 2.0**-24, 'bfloat16': 2.0**-8, 'float16': 2.0**-11}
 
@@ -148,3 +156,42 @@ def to_lora(file: LoraFile) -> dict[str, Any]:
     for leaf, x in zip(LEAVES, leaves, strict=True):
       flat[f'{layer}/lora/{leaf}'] = x
   return tree.unflatten(flat)
+
+
+def write_words(
+  tokens: Mapping[str, Any], prompts: Mapping[str, str], folder: Path
+) -> Path:
+  """Writes learned words and, beside them, a text on how to use them elsewhere.
+
+  Args:
+    tokens: {name: vectors [n d]}.
+    prompts: that they were trained with.
+    folder: of both files.
+
+  Returns:
+    Path of the vectors.
+  """
+  path = folder / f'{WORDS}.safetensors'
+  vectors = {name: np.asarray(x) for name, x in tokens.items()}
+  container.write(path, vectors, {'format': 'pt'})
+  words = [
+    f'  [{name}]: {len(x)} x {prompts_lib.SENTINELS[name[0]]}'
+    for name, x in vectors.items()
+  ]
+  lines = [
+    'How to use the learned words outside of dcjax',
+    '',
+    f'{path.name} holds one row a vector, in the space of the',
+    "output of the base's text encoder. A LoRA file cannot carry them.",
+    '',
+    '1. Write each word of the prompt as a sentinel of the tokenizer, one for',
+    '   each of its vectors:',
+    *words,
+    '2. Encode the prompt with the text encoder, padding zeroed as usual.',
+    '3. Replace the rows of the sentinels by the vectors, in order.',
+    '4. Give the result to the pipeline: prompt_embeds in diffusers.',
+    *(['', 'It was trained with:'] if prompts else []),
+    *(f'  {name}: {text}' for name, text in prompts.items()),
+  ]
+  (folder / f'{WORDS}.txt').write_text('\n'.join(lines) + '\n')
+  return path

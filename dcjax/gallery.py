@@ -93,20 +93,13 @@ class Gallery:
     timings: Mapping[str, Any],
   ) -> Path:
     """Writes report.html from the panels and the files of the run."""
-    concept = self.workdir / 'concept.safetensors'
-    return report.write(
-      self.workdir / 'report.html',
+    return write_report(
+      self.workdir,
+      self.full,
       title=title,
       videos=panels + self._saved_previews(stages),
-      metrics=tracking.read(self.workdir / 'metrics.jsonl'),
-      settings=json.loads((self.workdir / 'config.json').read_text()),
       timings=timings,
       prompts=prompts,
-      commands={
-        'Sample it with another prompt': 'python -m dcjax.main '
-        f'--config=configs/sample.py --config.concepts={concept} '
-        f'--config.prompt="{self.full}"'
-      },
     )
 
   def _sample(
@@ -132,15 +125,13 @@ class Gallery:
     panels = []
     for stage in stages:
       prompt = self.appearance if stage.data == 'frames' else self.full
-      files = (self.workdir / 'samples').glob(f'{stage.name}_*_preview.*')
-      for path in sorted(files):
-        step = int(path.stem.split('_')[-2])
-        clip = read_kept(path, self.base.format.height)
-        panels.append(
-          report.Panel(
-            f'step {step}', prompt, clip.frames, clip.fps, stage.name, step=step
-          )
-        )
+      panels += saved_previews(
+        self.workdir,
+        f'{stage.name}_*_preview.*',
+        self.base.format.height,
+        prompt=prompt,
+        stage=stage.name,
+      )
     return panels
 
 
@@ -175,3 +166,49 @@ def read_kept(path: Path, height: int) -> video_lib.Video:
   scale = max(1, clip.frames.shape[1] // height)
   small = clip.frames[:, scale // 2 :: scale, scale // 2 :: scale]
   return video_lib.Video(small, clip.fps)
+
+
+def saved_previews(
+  workdir: Path, pattern: str, height: int, *, prompt: str, stage: str
+) -> list[report.Panel]:
+  """Panels of kept previews, also those from before a run was resumed.
+
+  Args:
+    workdir: of the run.
+    pattern: of the names STAGE_STEP_... of the files.
+    height: of the samples, in pixels.
+    prompt: that they show.
+    stage: in which they were made.
+  """
+  panels = []
+  for path in sorted((workdir / 'samples').glob(pattern)):
+    step = int(path.stem.split('_')[-2])
+    clip = read_kept(path, height)
+    panels.append(
+      report.Panel(
+        f'step {step}', prompt, clip.frames, clip.fps, stage, step=step
+      )
+    )
+  return panels
+
+
+def write_report(workdir: Path, prompt: str, **given: Any) -> Path:
+  """Writes report.html from the files of the run and what is given.
+
+  Args:
+    workdir: of the run.
+    prompt: of the command that samples the concept.
+    **given: the other arguments of `report.write`.
+  """
+  concept = workdir / 'concept.safetensors'
+  return report.write(
+    workdir / 'report.html',
+    metrics=tracking.read(workdir / 'metrics.jsonl'),
+    settings=json.loads((workdir / 'config.json').read_text()),
+    commands={
+      'Sample it with another prompt': 'python -m dcjax.main '
+      f'--config=configs/sample.py --config.concepts={concept} '
+      f'--config.prompt="{prompt}"'
+    },
+    **given,
+  )

@@ -57,10 +57,15 @@ def describe() -> dict[str, Any]:
   }
 
 
+def plain(config: Any) -> dict[str, Any]:
+  """A config, or a part of one, as JSON values."""
+  return json.loads(config.to_json_best_effort())
+
+
 def write_config(workdir: Path, config: Any, **extra: Any) -> None:
   """Writes `workdir/config.json`: resolved config, what ran it, and `extra`."""
   record = {
-    'config': json.loads(config.to_json_best_effort()),
+    'config': plain(config),
     'machine': describe(),
     **extra,
   }

@@ -132,7 +132,7 @@ class Personalization:
     """All stages, the concept file and the report."""
     timings = tracking.Timings(self.workdir)
     # What can be refused is refused before anything takes long.
-    params = self._params()
+    params = start.initial_params(self.base, self.config)
     objectives = {
       stage.name: start.objective(self.base, self.config, stage)
       for stage in self.stages
@@ -143,11 +143,7 @@ class Personalization:
     for stage in self.stages:
       tree.match(params, stage.train)
       train.refuse_other_run(stage, self._loop(stage, material))
-    machine.write_config(
-      self.workdir,
-      self.config,
-      base={'name': self.base.name, 'fingerprint': self.base.fingerprint},
-    )
+    start.write_config(self.base, self.config, self.workdir)
     self._remember_prompts()
     prior = self._prior()
     context = self._context(prior)
@@ -200,9 +196,6 @@ class Personalization:
       texts += [static, prompts_lib.join(static, dynamic)]
     text_features.remember(self.base, list(dict.fromkeys(texts)), self.words)
 
-  def _params(self) -> dict[str, Any]:
-    return start.initial_params(self.base, self.config)
-
   def _context(self, prior: Prior | None) -> dict[str, jax.Array]:
     """Features of all prompts: the concept's two, then two a prior video."""
     texts = [self.appearance, self.full]
@@ -247,25 +240,18 @@ class Personalization:
 
   def _loop(self, stage: Stage, material: Material) -> train.Loop:
     c = self.config
-    plain = lambda part: json.loads(part.to_json_best_effort())
-    return train.Loop(
-      workdir=str(self.workdir),
-      seed=c.seed,
-      log_every=c.log_every,
-      save_every=c.save_every,
-      eval_every=c.eval_every,
-      preview_every=c.preview_every,
-      identity={
+    return start.loop(
+      self.base,
+      c,
+      self.workdir,
+      {
         'stages': [repr(s) for s in self.stages[: self._place(stage) + 1]],
-        'base': self.base.fingerprint,
         'clip': cache.content_hash(material.clip.frames)[:16],
         'prompts': [self.appearance, self.motion],
-        'lora': plain(c.lora),
-        'tokens': plain(c.tokens) if self.words else None,
-        'prior': plain(c.prior),
+        'tokens': machine.plain(c.tokens) if self.words else None,
+        'prior': machine.plain(c.prior),
         'shift': self.base.shift,
         'base_dtype': c.base_dtype,
-        'seed': c.seed,
       },
     )
 

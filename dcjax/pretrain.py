@@ -105,7 +105,7 @@ def _identity(config: Any, stages: list[stage_lib.Stage]) -> dict[str, Any]:
     'vae',
     'text',
   )
-  plain = json.loads(config.to_json_best_effort())
+  plain = machine.plain(config)
   return {'stages': [repr(stage) for stage in stages]} | {
     key: plain[key] for key in keys
   }
@@ -232,7 +232,7 @@ def _record(config: Any, workdir: str, hours: float) -> None:
     runs = json.loads((before / 'training.json').read_text())['runs']
     metrics = (before / 'metrics.jsonl').read_text()
   run = {
-    'config': json.loads(config.to_json_best_effort()),
+    'config': machine.plain(config),
     'hours': round(hours, 3),
     'machine': machine.describe(),
   }

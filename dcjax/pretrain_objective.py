@@ -7,14 +7,12 @@ device, which draws, encodes and captions the scenes itself.
 from collections.abc import Mapping
 from typing import Any
 
-from einops import rearrange, reduce
 import jax
 import jax.numpy as jnp
 
-from dcjax.data import captions, prompts, world
+from dcjax.data import captions, coverage, prompts, world
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
-from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE, normalize
 from dcjax.objective import Objective, flow_loss
 from dcjax.stage import Stage
@@ -118,21 +116,10 @@ def encode_scenes(
   video = 2.0 * clips.video - 1.0
   mean, _ = vae.apply({'params': params}, video, method='encode')
   latents = jax.lax.stop_gradient(normalize(mean, vae.config))
-  return scenes, latents, _cover(clips.mask.any(axis=1), vae.config)
-
-
-def _cover(mask: jax.Array, config: VAEConfig) -> jax.Array:
-  """Pixels [b 1+k f h w] bool -> their share of each latent pixel's place."""
-  space, time = config.scale_factor_spatial, config.scale_factor_temporal
-  share = reduce(
-    mask.astype(jnp.float32),
-    'b f (h p) (w q) -> b f h w',
-    'mean',
-    p=space,
-    q=space,
-  )
-  later = rearrange(share[:, 1:], 'b (f t) h w -> b f t h w', t=time).max(2)
-  return jnp.concatenate([share[:, :1], later], axis=1)[..., None]
+  mask = clips.mask.any(axis=1).astype(jnp.float32)
+  _, _, h, w, _ = latents.shape
+  time = vae.config.scale_factor_temporal
+  return scenes, latents, coverage.on_latents(mask, h, w, time)[..., None]
 
 
 def _of_mean_one(weight: jax.Array) -> jax.Array:

@@ -1,13 +1,15 @@
 """What a personalisation starts from: its base, parameters and objectives."""
 
+from collections.abc import Mapping
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dcjax import lora, sampling
+from dcjax import lora, machine, sampling, train
 from dcjax import objective as objective_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import REMAT_POLICIES, DiT
@@ -56,16 +58,20 @@ def adapted(base: Base, config: ConfigDict) -> Base:
 
 def initial_params(base: Base, config: ConfigDict) -> dict[str, Any]:
   """The transformer with LoRA leaves, and any learned words at zero."""
-  transformer = lora.attach(
+  shape = (config.tokens.vectors, base.dit.text_width)
+  tokens = {name: jnp.zeros(shape) for name in words(config)}
+  return {'transformer': with_lora(base, config), 'tokens': tokens}
+
+
+def with_lora(base: Base, config: ConfigDict) -> dict[str, Any]:
+  """The base's transformer with fresh LoRA leaves."""
+  return lora.attach(
     base.params['transformer'],
     config.lora.targets,
     config.lora.rank,
     jax.random.fold_in(jax.random.key(config.seed), 1),
     side=config.lora.side,
   )
-  shape = (config.tokens.vectors, base.dit.text_width)
-  tokens = {name: jnp.zeros(shape) for name in words(config)}
-  return {'transformer': transformer, 'tokens': tokens}
 
 
 def words(config: ConfigDict) -> dict[str, int]:
@@ -85,3 +91,37 @@ def objective(
     )
   dit = DiT(base.dit, sampling.working_dtype(), config.remat)
   return objective_lib.personalize(dit, stage)
+
+
+def loop(
+  base: Base, config: ConfigDict, workdir: Path, identity: Mapping[str, Any]
+) -> train.Loop:
+  """How a run is kept.
+
+  Args:
+    base: as the run uses it.
+    config: of the run.
+    workdir: its folder.
+    identity: what a run must share to resume these checkpoints, beside base,
+      LoRA and seed.
+  """
+  return train.Loop(
+    workdir=str(workdir),
+    seed=config.seed,
+    log_every=config.log_every,
+    save_every=config.save_every,
+    eval_every=config.eval_every,
+    preview_every=config.preview_every,
+    identity={
+      **identity,
+      'base': base.fingerprint,
+      'lora': machine.plain(config.lora),
+      'seed': config.seed,
+    },
+  )
+
+
+def write_config(base: Base, config: ConfigDict, workdir: Path) -> None:
+  """Writes the run's config.json."""
+  about = {'name': base.name, 'fingerprint': base.fingerprint}
+  machine.write_config(workdir, config, base=about)

@@ -58,17 +58,6 @@ def count(shapes):
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
 
 
-def shapes_of(config):
-  like = jax.ShapeDtypeStruct
-  return jax.eval_shape(
-    DiT(config).init,
-    jax.random.key(0),
-    like((1, *config.patch, config.channels), jnp.float32),
-    like((1,), jnp.float32),
-    like((1, 3, config.text_width), jnp.float32),
-  )['params']
-
-
 # ---- presets ---------------------------------------------------------------
 
 
@@ -77,12 +66,12 @@ def shapes_of(config):
   [('wan_t2v_1_3b', 1_418_996_800), ('wan_t2v_14b', 14_288_491_584)],
 )
 def test_wan_has_its_published_size(preset, parameters):
-  assert count(shapes_of(dit_config.PRESETS[preset])) == parameters
+  assert count(tiny.dit_shapes(dit_config.PRESETS[preset])) == parameters
 
 
 def test_the_paper_dit_has_11_5_billion_parameters():
   """Set-and-Sequence, Sec. 4; what it counts besides the blocks is open."""
-  shapes = shapes_of(dit_config.SNAP_DIT_11B)
+  shapes = tiny.dit_shapes(dit_config.SNAP_DIT_11B)
   assert round(count(shapes['blocks']) / 1e9, 3) == 11.545
   assert round(count(shapes) / 1e9, 2) == 11.60
   dense = shapes['blocks']['modulation']['dense']['kernel']

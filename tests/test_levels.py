@@ -25,7 +25,7 @@ LEVELS = """
   models.vae_chunks  planning.flops  planning.advice
 
   data.motions  data.shapes  data.textures
-  data.decode  data.tokenizer  data.cache  data.pipeline
+  data.decode  data.tokenizer  data.cache  data.pipeline  data.coverage
   data.scene  data.video  data.prompts
   data.render  data.captions  data.folder  data.probe  data.buckets
   data.concepts  data.windows  data.quality

@@ -13,7 +13,7 @@ from tiny import quick_compile  # noqa: F401
 
 import dcjax
 from dcjax import material as material_lib
-from dcjax import objective, recipes, sampling, train, tree
+from dcjax import objective, recipes, sampling, start, train, tree
 from dcjax.concept import Concept
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
@@ -180,7 +180,12 @@ def test_sequence_learns_the_order_of_the_frames(base, clip, permuted):
   losses = []
   for material in permuted:
     loader = job._batches(stage, material, None)
-    value, _ = loss(job._params(), next(loader), context, jax.random.key(0))
+    value, _ = loss(
+      start.initial_params(job.base, job.config),
+      next(loader),
+      context,
+      jax.random.key(0),
+    )
     losses.append(float(value))
   assert abs(losses[0] - losses[1]) > 1e-4
 

@@ -204,3 +204,8 @@ def recipe(path, **stage):
 @functools.cache
 def _shapes(dit):
   return expected_params(dit, VAE, TEXT)
+
+
+def dit_shapes(config):
+  """Shapes of a transformer's parameters, of any size."""
+  return _shapes(config)['transformer']

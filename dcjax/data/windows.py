@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcjax.data import decode
+from dcjax.data import coverage, decode
 from dcjax.data import video as video_lib
 from dcjax.data.buckets import Bucket, Place
 from dcjax.errors import DcjaxError
@@ -62,8 +62,7 @@ def loss_weight(
 ) -> np.ndarray:
   """A mask of pixels -> a weight for each position of the latents.
 
-  Averaged over the pixels of a position; over time the first frame stands alone
-  and then `time` frames are one latent frame, as in a causal autoencoder:
+  With m of `coverage.on_latents`,
 
     w = outside + (1 - outside) m,   divided by its mean.
 
@@ -85,10 +84,8 @@ def loss_weight(
   f, h, w = mask.shape
   if (f - 1) % time or h % height or w % width:
     raise ValueError(f'a mask {mask.shape} over {height}x{width} latents')
-  x = mask.reshape(f, height, h // height, width, w // width).mean(axis=(2, 4))
-  groups = x[1:].reshape((f - 1) // time, time, height, width)
-  reduced = groups.max(axis=1) if over_time == 'max' else groups.mean(axis=1)
-  x = outside + (1 - outside) * np.concatenate([x[:1], reduced])
+  share = coverage.on_latents(mask[None], height, width, time, over_time)[0]
+  x = outside + (1 - outside) * share
   if x.mean() <= 0:
     raise DcjaxError(
       'a mask is black throughout and data.mask.outside is 0: nothing is left '

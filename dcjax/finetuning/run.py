@@ -9,12 +9,10 @@ loss and the concept file, is that of a personalisation.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from dcjax import (
@@ -87,11 +85,7 @@ class Finetuning:
     showcase = self._showcase(survey)
     loop = self._loop(survey)
     train.refuse_other_run(self.stage, loop)
-    machine.write_config(
-      self.workdir,
-      self.config,
-      base={'name': self.base.name, 'fingerprint': self.base.fingerprint},
-    )
+    start.write_config(self.base, self.config, self.workdir)
     captions = [x.item.caption for x in survey.entries]
     text_features.remember(
       self.base, list(dict.fromkeys([*captions, *showcase.prompts, ''])), {}
@@ -124,15 +118,7 @@ class Finetuning:
 
   def params(self) -> dict[str, Any]:
     """The transformer with LoRA leaves."""
-    c = self.config
-    transformer = lora.attach(
-      self.base.params['transformer'],
-      c.lora.targets,
-      c.lora.rank,
-      jax.random.fold_in(jax.random.key(c.seed), 1),
-      side=c.lora.side,
-    )
-    return {'transformer': transformer}
+    return {'transformer': start.with_lora(self.base, self.config)}
 
   def objective(self) -> objective_lib.Objective:
     """The flow loss under W + alpha / r A B."""
@@ -162,26 +148,19 @@ class Finetuning:
 
   def _loop(self, survey: Survey) -> train.Loop:
     c = self.config
-    plain = lambda part: json.loads(part.to_json_best_effort())
     data = [
       (x.digest, x.item.caption, list(x.place.bucket), x.place.windows)
       for x in survey.entries
     ]
-    how = {key: plain(c.data)[key] for key in ('held_out', 'mask')}
-    return train.Loop(
-      workdir=str(self.workdir),
-      seed=c.seed,
-      log_every=c.log_every,
-      save_every=c.save_every,
-      eval_every=c.eval_every,
-      preview_every=c.preview_every,
-      identity={
+    how = machine.plain(c.data)
+    return start.loop(
+      self.base,
+      c,
+      self.workdir,
+      {
         'stage': repr(self.stage),
-        'base': self.base.fingerprint,
         'data': cache_lib.content_hash(data, survey.fps)[:16],
-        'use': how,
-        'lora': plain(c.lora),
-        'seed': c.seed,
+        'use': {key: how[key] for key in ('held_out', 'mask')},
       },
     )
 

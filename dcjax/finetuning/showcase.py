@@ -1,14 +1,13 @@
 """What training on a folder shows: previews while it runs, and its report."""
 
 from collections.abc import Mapping, Sequence
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from dcjax import gallery, report, tracking
+from dcjax import gallery, report
 from dcjax import material as material_lib
 from dcjax.concept import Concept
 from dcjax.data import windows
@@ -93,22 +92,14 @@ class Showcase:
     timings: Mapping[str, Any],
   ) -> Path:
     """Writes report.html from the panels and the files of the run."""
-    concept = self.workdir / 'concept.safetensors'
-    prompt = self.prompts[0]
-    return report.write(
-      self.workdir / 'report.html',
+    return gallery.write_report(
+      self.workdir,
+      self.prompts[0],
       title=title,
       videos=panels + self._saved_previews(stage),
-      metrics=tracking.read(self.workdir / 'metrics.jsonl'),
-      settings=json.loads((self.workdir / 'config.json').read_text()),
       timings=timings,
       prompts=prompts,
       notes=notes,
-      commands={
-        'Sample it with another prompt': 'python -m dcjax.main '
-        f'--config=configs/sample.py --config.concepts={concept} '
-        f'--config.prompt="{prompt}"'
-      },
     )
 
   def _sample(self, concepts: Sequence[Concept]) -> np.ndarray:
@@ -131,13 +122,11 @@ class Showcase:
     """The previews of the whole run, also those from before it was resumed."""
     panels = []
     for i, prompt in enumerate(self.prompts):
-      files = (self.workdir / 'samples').glob(f'{stage}_*_preview{i}.*')
-      for path in sorted(files):
-        step = int(path.stem.split('_')[-2])
-        clip = gallery.read_kept(path, self.shape.height)
-        panels.append(
-          report.Panel(
-            f'step {step}', prompt, clip.frames, clip.fps, stage, step=step
-          )
-        )
+      panels += gallery.saved_previews(
+        self.workdir,
+        f'{stage}_*_preview{i}.*',
+        self.shape.height,
+        prompt=prompt,
+        stage=stage,
+      )
     return panels

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import DiTConfig
@@ -55,14 +56,7 @@ def peer(layers, heads, width, patch=(1, 2, 2), seed=0):
 def ours(model):
   """Our transformer and its parameters, from the peer's tensors."""
   config = DiTConfig.from_json(dict(model.config))
-  like = jax.ShapeDtypeStruct
-  expected = jax.eval_shape(
-    DiT(config).init,
-    jax.random.key(0),
-    like((1, *config.patch, config.channels), jnp.float32),
-    like((1,), jnp.float32),
-    like((1, 2, config.text_width), jnp.float32),
-  )['params']
+  expected = tiny.dit_shapes(config)
   tensors = {n: x.float().numpy() for n, x in model.state_dict().items()}
   table = names.transformer_table(config)
   return config, names.read_tensors(table, tensors, expected, what='peer')

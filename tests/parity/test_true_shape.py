@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+import tiny
 
 from dcjax import tree
 from dcjax.models.dit import DiT
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def folder(tmp_path):
   """A transformer as it is published, with random numbers."""
-  expected = tree.flatten(shapes(WAN_1_3B))
+  expected = tree.flatten(tiny.dit_shapes(WAN_1_3B))
   rng = np.random.default_rng(0)
 
   def draw(name, shape):
@@ -46,17 +47,6 @@ def folder(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(WAN_1_3B.to_json()))
   yield tmp_path
   (tmp_path / 'diffusion_pytorch_model.safetensors').unlink()
-
-
-def shapes(config):
-  like = jax.ShapeDtypeStruct
-  return jax.eval_shape(
-    DiT(config).init,
-    jax.random.key(0),
-    like((1, *config.patch, config.channels), jnp.float32),
-    like((1,), jnp.float32),
-    like((1, 2, config.text_width), jnp.float32),
-  )['params']
 
 
 def their_velocity(folder, x, t, text):
@@ -78,7 +68,7 @@ def our_velocity(folder, x, t, text):
     str(folder),
     names.transformer_table(config),
     container.stored_in(folder),
-    shapes(config),
+    tiny.dit_shapes(config),
     jnp.float32,
   ).load()
   return np.asarray(jax.jit(DiT(config).apply)({'params': params}, x, t, text))
