@@ -21,7 +21,9 @@ LEVELS = """
 
   models.rope  models.attention  models.convolution  models.vae_config
   models.text  models.layers  models.resampling  models.dit_config
-  models.dit  models.wan_vae
+  models.intervals  models.wan_vae
+  models.reference
+  models.dit
   models.vae_chunks  planning.flops  planning.advice
 
   data.motions  data.shapes  data.textures

@@ -19,6 +19,7 @@ def attend(
   *,
   mask: jax.Array | None = None,
   window: int | None = None,
+  tail: int = 0,
 ) -> jax.Array:
   """Attention of n queries to l keys; softmax in float32.
 
@@ -28,6 +29,7 @@ def attend(
     v: [b l k e] values.
     mask: [b l] bool, False hides a key from every query.
     window: half width; query i sees key j if |i - j| <= window. None: all.
+    tail: as many last tokens are exempt from the window, as queries and keys.
 
   Returns:
     [b n k e] in the dtype of q.
@@ -36,8 +38,8 @@ def attend(
     return _cudnn(q, k, v)
   n, l = q.shape[1], k.shape[1]
   if n * l <= BLOCK_ELEMENTS:
-    return _attend(q, k, v, mask, window, 0)
-  return _attend_blocks(q, k, v, mask, window)
+    return _attend(q, k, v, mask, window, tail, 0)
+  return _attend_blocks(q, k, v, mask, window, tail)
 
 
 def _fused(q, mask, window) -> bool:
@@ -55,10 +57,10 @@ def _cudnn(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
   # A program that is only looked at, where cuDNN is not: small blocks keep the
   # same arrays for the backward pass and need about as much beside them.
-  return _attend_blocks(q, k, v, None, None, BLOCK_QUERIES // 4)
+  return _attend_blocks(q, k, v, None, None, 0, BLOCK_QUERIES // 4)
 
 
-def _attend(q, k, v, mask, window, offset):
+def _attend(q, k, v, mask, window, tail, offset):
   """Plain attention of the queries that start at token `offset`."""
   # An explicit (b k n e) layout is what XLA:CPU multiplies fastest.
   q, k, v = (rearrange(x, 'b n k e -> b k n e') for x in (q, k, v))
@@ -69,7 +71,7 @@ def _attend(q, k, v, mask, window, offset):
     k,
     preferred_element_type=jnp.float32,
   )
-  visible = _visible(q.shape[2], k.shape[2], mask, window, offset)
+  visible = _visible(q.shape[2], k.shape[2], mask, window, tail, offset)
   if visible is not None:
     scores = scores + jnp.where(visible, 0.0, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -77,19 +79,18 @@ def _attend(q, k, v, mask, window, offset):
   return rearrange(out, 'b k n e -> b n k e')
 
 
-def _visible(n, l, mask, window, offset):
+def _visible(n, l, mask, window, tail, offset):
   """[b|1 1 n|1 l] bool, or None if every key is visible."""
   visible = None if mask is None else mask[:, None, None, :]
   if window is not None:
-    near = (
-      jnp.abs(offset + jnp.arange(n)[:, None] - jnp.arange(l)[None]) <= window
-    )
+    i, j = offset + jnp.arange(n)[:, None], jnp.arange(l)[None]
+    near = (jnp.abs(i - j) <= window) | (i >= l - tail) | (j >= l - tail)
     near = near[None, None]
     visible = near if visible is None else visible & near
   return visible
 
 
-def _attend_blocks(q, k, v, mask, window, size=BLOCK_QUERIES):
+def _attend_blocks(q, k, v, mask, window, tail, size=BLOCK_QUERIES):
   """Attention a block of queries at a time."""
   n = q.shape[1]
   pad = -n % size
@@ -103,7 +104,7 @@ def _attend_blocks(q, k, v, mask, window, size=BLOCK_QUERIES):
   @jax.checkpoint
   def block(args):
     queries, offset = args
-    return _attend(queries, k, v, mask, window, offset)
+    return _attend(queries, k, v, mask, window, tail, offset)
 
   out = jax.lax.map(block, (blocks, offsets))
   return rearrange(out, 'blocks b n k e -> b (blocks n) k e')[:, :n]

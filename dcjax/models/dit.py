@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dcjax.models import reference as reference_lib
 from dcjax.models import rope as rope_lib
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.layers import (
@@ -28,6 +29,12 @@ from dcjax.models.layers import (
   layer_norm,
   modulate,
   sinusoid,
+)
+from dcjax.models.reference import (
+  Events,
+  ReferenceConfig,
+  ReferenceEmbedding,
+  References,
 )
 
 # What the backward pass keeps of a block: everything, nothing, or products.
@@ -72,18 +79,32 @@ _MODULATION_NAMES = {
 
 
 class Block(nn.Module):
-  """One transformer block, Eq. (2-4)."""
+  """One transformer block, Eq. (2-4); the last `tail` tokens are no video."""
 
   config: DiTConfig
   dtype: jnp.dtype
+  tail: int = 0
 
   @nn.compact
-  def __call__(self, x, temb, projected, text, text_mask, rope, key_mask):
+  def __call__(
+    self,
+    x,
+    temb,
+    projected,
+    text,
+    text_mask,
+    rope,
+    key_mask,
+    rope_keys=None,
+    timed=None,
+  ):
     c = self.config
     m = Modulation(c, name='modulation')(temb, projected)
 
     def attention(name, window=None):
-      return Attention(c.heads, c.qk_norm, window, c.eps, self.dtype, name=name)
+      return Attention(
+        c.heads, c.qk_norm, window, c.eps, self.dtype, self.tail, name=name
+      )
 
     def residual(x, y, gate=None):
       y = y.astype(jnp.float32)
@@ -91,7 +112,9 @@ class Block(nn.Module):
       return (x.astype(jnp.float32) + y).astype(self.dtype)
 
     y = modulate(layer_norm(x, c.eps), m['b1'], m['s1']).astype(self.dtype)
-    y = attention('self_attn', c.window)(y, rope=rope, mask=key_mask)
+    y = attention('self_attn', c.window)(
+      y, rope=rope, rope_keys=rope_keys, mask=key_mask
+    )
     x = residual(x, y, m['g1'])
 
     if c.cross_affine:
@@ -100,12 +123,28 @@ class Block(nn.Module):
       y = layer_norm(x, c.eps)
     if 's2' in m:
       y = modulate(y, m['b2'], m['s2'])
-    y = attention('cross_attn')(y.astype(self.dtype), text, mask=text_mask)
-    x = residual(x, y, m.get('g2'))
+    y = y.astype(self.dtype)
+    told = attention('cross_attn')(y, text, mask=text_mask)
+    if timed is not None:
+      told = told + self._timed(attention('timed_attn'), y, timed)
+    x = residual(x, told, m.get('g2'))
 
     y = modulate(layer_norm(x, c.eps), m['b3'], m['s3']).astype(self.dtype)
     x = residual(x, MLP(c.mlp_width, self.dtype, name='mlp')(y), m['g3'])
     return x, None
+
+  def _timed(self, attention, y, timed):
+    """What timed captions tell the video's tokens; nothing to the others."""
+    video = y[:, : y.shape[1] - self.tail]
+    told = attention(
+      video,
+      timed.features,
+      rope=timed.rope,
+      rope_keys=timed.rope_text,
+      mask=timed.mask,
+    )
+    told = jnp.where(timed.mask.any(axis=-1)[:, None, None], told, 0.0)
+    return jnp.pad(told, ((0, 0), (0, self.tail), (0, 0)))
 
 
 class DiT(nn.Module):
@@ -116,11 +155,13 @@ class DiT(nn.Module):
     dtype: of activations and products; norms, modulation and residual sums are
       float32 whatever it is.
     remat: a key of `REMAT_POLICIES`.
+    reference: how references and timed captions enter, if there are any.
   """
 
   config: DiTConfig
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
+  reference: ReferenceConfig | None = None
 
   @nn.compact
   def __call__(
@@ -133,6 +174,8 @@ class DiT(nn.Module):
     rope: rope_lib.Table | None = None,
     key_mask: jax.Array | None = None,
     x0_hat: jax.Array | None = None,
+    references: References | None = None,
+    events: Events | None = None,
   ) -> jax.Array:
     """The velocity v(x_t, t, text).
 
@@ -141,26 +184,36 @@ class DiT(nn.Module):
       t: [b] flow time, 1 is noise.
       text: [b l text_width] features, zero where padded.
       text_mask: [b l] bool, read only if the config masks text.
-      rope: table of the tokens; default their integer grid.
+      rope: table of the video's tokens; default their integer grid. With
+        references it follows from their intervals.
       key_mask: [b n] bool, tokens that self-attention may look at.
       x0_hat: [b f h w c] previous estimate of the clean latents, for a model
         with self-conditioning; default zeros.
+      references: pictures with words and intervals (AlcheMinT, Sec. 3).
+      events: timed captions.
 
     Returns:
       [b f h w c] float32.
     """
     c = self.config
     grid = tuple(s // p for s, p in zip(x.shape[1:4], c.patch, strict=True))
-    if rope is None:
-      rope = rope_lib.table(rope_lib.grid_positions(*grid), c.split)
     if c.self_cond == 'x0_concat':
       x0_hat = jnp.zeros_like(x) if x0_hat is None else x0_hat
       x = jnp.concatenate([x, x0_hat.astype(x.dtype)], axis=-1)
-
-    tokens = self._embed(x)
+    if references is None:
+      if rope is None:
+        rope = rope_lib.table(rope_lib.grid_positions(*grid), c.split)
+      tokens, rope_keys = self._embed(x), None
+    else:
+      tokens = self._embed_all(x, references)
+      rope, rope_keys = reference_lib.tables(
+        self.reference, references, grid, c.split
+      )
+      key_mask = reference_lib.key_mask(self.reference, references, grid)
+    n = math.prod(grid)
     temb, projected = self._time(t)
-    text = self._text(text.astype(self.dtype))
-    tokens, _ = self._blocks()(
+    text, timed = self._texts(text, events, grid)
+    tokens, _ = self._blocks(tail=tokens.shape[1] - n)(
       tokens,
       temb,
       projected,
@@ -168,8 +221,10 @@ class DiT(nn.Module):
       text_mask if c.text_mask else None,
       rope,
       key_mask,
+      rope_keys,
+      timed,
     )
-    return self._head(tokens, temb, grid)
+    return self._head(tokens[:, :n], temb, grid)
 
   def _embed(self, x):
     """[b f h w c] -> tokens [b n d]; a patch is flattened as (c, f, h, w)."""
@@ -188,6 +243,24 @@ class DiT(nn.Module):
       kernel_init=self._patch_init,
       name='patch',
     )(x)
+
+  def _embed_all(self, x, references):
+    """The stream of video, references and tags: [b n d].
+
+    A patch is one frame deep, so references are embedded as further frames.
+    """
+    pictures = references.latents.astype(x.dtype)
+    # There is no estimate of what is known.
+    unknown = x.shape[-1] - pictures.shape[-1]
+    pictures = jnp.pad(pictures, ((0, 0),) * 4 + ((0, unknown),))
+    tokens = self._embed(jnp.concatenate([x, pictures], axis=1))
+    n = tokens.shape[1] * x.shape[1] // (x.shape[1] + pictures.shape[1])
+    patches = rearrange(
+      tokens[:, n:], 'b (m n) d -> b m n d', m=pictures.shape[1]
+    )
+    embedding = ReferenceEmbedding(self.reference, self.dtype, name='reference')
+    extra = embedding(patches, references.tags.astype(self.dtype))
+    return jnp.concatenate([tokens[:, :n], extra], axis=1)
 
   def _patch_init(self, key, shape, dtype=jnp.float32):
     """Xavier for the latents; zeros for the estimate of x0 after them."""
@@ -210,19 +283,29 @@ class DiT(nn.Module):
     projected = linear(6 * c.width, 'time_modulation')(nn.silu(temb))
     return temb, rearrange(projected, 'b (m d) -> b m d', m=6)
 
-  def _text(self, text):
-    c = self.config
-    if not c.text_mlp:
-      return text
-    init = nn.initializers.normal(0.02)
-    text = Linear(c.width, dtype=self.dtype, kernel_init=init, name='text_in')(
-      text
-    )
-    return Linear(c.width, dtype=self.dtype, kernel_init=init, name='text_out')(
-      nn.gelu(text)
+  def _texts(self, text, events, grid):
+    """Features of the prompt [b l d] and, if there are any, of the events."""
+    text_layers = self._text_layers()
+    text = text_layers(text.astype(self.dtype))
+    if events is None:
+      return text, None
+    features = text_layers(events.features.astype(self.dtype))
+    return text, reference_lib.timed_text(
+      self.reference, events, features, grid, self.config.head_dim
     )
 
-  def _blocks(self):
+  def _text_layers(self):
+    c = self.config
+    if not c.text_mlp:
+      return lambda text: text
+    init = nn.initializers.normal(0.02)
+    linear = lambda name: Linear(
+      c.width, dtype=self.dtype, kernel_init=init, name=name
+    )
+    first, second = linear('text_in'), linear('text_out')
+    return lambda text: second(nn.gelu(first(text)))
+
+  def _blocks(self, tail):
     """All blocks as one scanned module: leaves carry a leading layer axis."""
     block = Block
     if self.remat != 'none':
@@ -235,7 +318,7 @@ class DiT(nn.Module):
       split_rngs={'params': True},
       in_axes=nn.broadcast,
       length=self.config.layers,
-    )(self.config, self.dtype, name='blocks')
+    )(self.config, self.dtype, tail, name='blocks')
 
   def _head(self, tokens, temb, grid):
     """Tokens -> [b f h w c]; a patch is unfolded as (f, h, w, c)."""

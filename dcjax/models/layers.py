@@ -91,6 +91,7 @@ class Attention(nn.Module):
     window: half width of the attention window in tokens, or None.
     eps: of the norms.
     dtype: of the products.
+    tail: as many last tokens are exempt from the window.
   """
 
   heads: int
@@ -98,6 +99,7 @@ class Attention(nn.Module):
   window: int | None
   eps: float
   dtype: jnp.dtype
+  tail: int = 0
 
   @nn.compact
   def __call__(
@@ -106,9 +108,13 @@ class Attention(nn.Module):
     source: jax.Array | None = None,
     *,
     rope: rope_lib.Table | None = None,
+    rope_keys: rope_lib.Table | None = None,
     mask: jax.Array | None = None,
   ) -> jax.Array:
-    """x [b n d]; source [b l d'] (default x); mask [b l] of the keys."""
+    """x [b n d]; source [b l d'] (default x); mask [b l] of the keys.
+
+    The keys are rotated by `rope_keys`, which defaults to `rope`.
+    """
     width = x.shape[-1]
     source = x if source is None else source
     q = Linear(width, dtype=self.dtype, name='q')(x)
@@ -117,8 +123,9 @@ class Attention(nn.Module):
     q, k = self._norm(q, 'norm_q'), self._norm(k, 'norm_k')
     v = self._heads(v)
     if rope is not None:
-      q, k = rope_lib.rotate(q, rope), rope_lib.rotate(k, rope)
-    out = attend(q, k, v, mask=mask, window=self.window)
+      rope_keys = rope if rope_keys is None else rope_keys
+      q, k = rope_lib.rotate(q, rope), rope_lib.rotate(k, rope_keys)
+    out = attend(q, k, v, mask=mask, window=self.window, tail=self.tail)
     out = rearrange(out, 'b n k e -> b n (k e)')
     return Linear(width, dtype=self.dtype, name='o')(out)
 

@@ -49,13 +49,14 @@ def grid_positions(frames: int, height: int, width: int) -> np.ndarray:
 
 def table(
   positions: np.ndarray | jax.Array,
-  split: tuple[int, int, int],
+  split: tuple[int, ...],
   theta: float = 10000.0,
 ) -> Table:
   """Table for tokens at continuous positions.
 
   Args:
-    positions: [... n 3], patch coordinates (f, h, w).
+    positions: [... n a] on as many axes as `split` has; all three are the
+      patch coordinates (f, h, w).
     split: channels of a head dealt to each axis; all even.
     theta: base of the frequencies theta^(-2j / channels).
 

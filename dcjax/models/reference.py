@@ -1,0 +1,280 @@
+"""References, word tags and timed captions beside the tokens of a video.
+
+The stream of self-attention (AlcheMinT, Sec. 3.1):
+
+  [ video: f h w ] [ reference 1: h w ] ... [ tag 1: s ] ... [ tag m: s ]
+
+A reference is a picture, encoded as a one-frame video; its tag is the word that
+it belongs to, encoded by the text encoder on its own. Both carry the embedding
+of the reference's number and the rotation in time of its interval
+(`intervals`). Nothing of them is noised, and the loss reads the video only.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax import tree
+from dcjax.errors import DcjaxError
+from dcjax.models import intervals
+from dcjax.models import rope as rope_lib
+from dcjax.models.dit_config import DiTConfig
+from dcjax.models.layers import Linear
+
+
+class References(NamedTuple):
+  """m references of each video; those that are not valid are hidden."""
+
+  latents: jax.Array  # [b m h w c] clean, normalised
+  interval: jax.Array  # [b m 2] latent time
+  valid: jax.Array  # [b m] bool
+  tags: jax.Array  # [b m s text_width] features of the words
+  tag_mask: jax.Array  # [b m s] bool
+
+
+class Events(NamedTuple):
+  """Timed captions: e texts of each video, in order and not overlapping."""
+
+  features: jax.Array  # [b e l text_width]
+  mask: jax.Array  # [b e l] bool; all False for an event that is not there
+  interval: jax.Array  # [b e 2] latent time
+
+
+class TimedText(NamedTuple):
+  """Events as the blocks of the transformer read them."""
+
+  features: jax.Array  # [b el d] after the transformer's text layers
+  mask: jax.Array  # [b el] bool
+  rope: rope_lib.Table  # [b n e/2] of the video's tokens
+  rope_text: rope_lib.Table  # [el e/2]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+  """How references and timed captions enter a transformer.
+
+  Attributes:
+    scheme: 'werope', 'midrope' or 'norope', see `intervals.anchors`.
+    anchors: outer anchors of WeRoPE.
+    border: what becomes of them at the ends of the video.
+    middle: weight of the middle anchor.
+    edge: weight of the outer ones.
+    margin: latent frames, for the anchors of that name.
+    rotate: 'qk', the weighted table for queries and keys of a reference; 'k',
+      for its keys alone, while its queries have MidRoPE.
+    max_references: rows of the index embedding.
+    tag_tokens: s, tokens of a word; 0 leaves the tags out.
+    event_length: L of ReRoPE; 0 leaves the branch of timed captions out.
+  """
+
+  scheme: str = 'werope'
+  anchors: str = 'outside'
+  border: str = 'absorb'
+  middle: float = 5 / 3
+  edge: float = -1 / 3
+  margin: float = 3.0
+  rotate: str = 'qk'
+  max_references: int = 16
+  tag_tokens: int = 8
+  event_length: float = 8.0
+
+  def __post_init__(self):
+    for key, names in _CHOICES.items():
+      if getattr(self, key) not in names:
+        raise DcjaxError(
+          f'references.{key} is {getattr(self, key)!r}; use one of '
+          f'{", ".join(names)}'
+        )
+    for key, least in _LEAST.items():
+      if getattr(self, key) < least:
+        raise DcjaxError(
+          f'references.{key} is {getattr(self, key)}; expected {least} or more'
+        )
+
+
+_CHOICES = {
+  'scheme': intervals.SCHEMES,
+  'anchors': intervals.ANCHORS,
+  'border': intervals.BORDERS,
+  'rotate': ('qk', 'k'),
+}
+_LEAST = {'max_references': 1, 'tag_tokens': 0, 'event_length': 0, 'margin': 0}
+
+
+class ReferenceEmbedding(nn.Module):
+  """The added parameters outside the blocks: index embedding and tag MLP."""
+
+  config: ReferenceConfig
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, patches: jax.Array, tags: jax.Array) -> jax.Array:
+    """patches [b m n d], tags [b m s text_width] -> tokens [b (mn + ms) d]."""
+    b, m, _, width = patches.shape
+    index = self.param(
+      'index', nn.initializers.normal(0.02), (self.config.max_references, width)
+    )
+    index = index[None, :m, None].astype(self.dtype)
+    tokens = [(patches + index).reshape(b, -1, width)]
+    if self.config.tag_tokens:
+      y = Linear(width, dtype=self.dtype, name='tag_in')(tags)
+      y = Linear(
+        width,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.zeros,
+        name='tag_out',
+      )(nn.gelu(y))
+      tokens.append((y + index).reshape(b, -1, width))
+    return jnp.concatenate(tokens, axis=1)
+
+
+def tables(
+  config: ReferenceConfig,
+  references: References,
+  grid: tuple[int, int, int],
+  split: tuple[int, int, int],
+) -> tuple[rope_lib.Table, rope_lib.Table]:
+  """Tables [b n e/2] of the whole stream, for queries and for keys.
+
+  Tags lie on the diagonal beyond the grid (Qwen-Image's MSRoPE): token k of a
+  word at h = w = max(height, width) + k.
+
+  Args:
+    config: which rotations.
+    references: their intervals and the lengths of their tags.
+    grid: (f, h, w) of the video's tokens.
+    split: channels of a head dealt to each axis.
+  """
+  video = rope_lib.table(rope_lib.grid_positions(*grid), split)
+  beyond = max(grid[1:]) + np.arange(config.tag_tokens)
+  places = [
+    rope_lib.grid_positions(1, *grid[1:])[:, 1:],
+    np.stack([beyond, beyond], axis=-1),
+  ]
+  return tuple(
+    _join(video, config, scheme, references.interval, grid[0], places, split)
+    for scheme in (_of_queries(config), config.scheme)
+  )
+
+
+def _of_queries(config: ReferenceConfig) -> str:
+  weighted = config.scheme == 'werope' and config.rotate == 'k'
+  return 'midrope' if weighted else config.scheme
+
+
+def _join(video, config, scheme, interval, frames, places, split):
+  """The video's table, then those of all references, then of all tags."""
+  times, weights = intervals.anchors(
+    interval,
+    frames,
+    scheme=scheme,
+    kind=config.anchors,
+    border=config.border,
+    middle=config.middle,
+    edge=config.edge,
+    margin=config.margin,
+  )
+  b, m, _ = times.shape
+  parts = [intervals.table(times, weights, at, split) for at in places]
+  return rope_lib.Table(
+    *(
+      jnp.concatenate(
+        [jnp.broadcast_to(v, (b, *v.shape))]
+        + [x.reshape(b, m * x.shape[2], -1) for x in extra],
+        axis=1,
+      )
+      for v, *extra in zip(video, *parts, strict=True)
+    )
+  )
+
+
+def key_mask(
+  config: ReferenceConfig, references: References, grid: tuple[int, int, int]
+) -> jax.Array:
+  """Which tokens of the stream are there, [b n] bool."""
+  f, h, w = grid
+  valid = references.valid
+  masks = [
+    jnp.ones((len(valid), f * h * w), bool),
+    jnp.repeat(valid, h * w, axis=1),
+  ]
+  if config.tag_tokens:
+    tags = references.tag_mask & valid[..., None]
+    masks.append(tags.reshape(len(valid), -1))
+  return jnp.concatenate(masks, axis=1)
+
+
+def timed_text(
+  config: ReferenceConfig,
+  events: Events,
+  features: jax.Array,
+  grid: tuple[int, int, int],
+  head_dim: int,
+) -> TimedText:
+  """Events on stretched time, for one head of `head_dim` channels.
+
+  Args:
+    config: length of an event.
+    events: the timed captions.
+    features: [b e l d], theirs after the transformer's text layers.
+    grid: (f, h, w) of the video's tokens.
+    head_dim: all of it is rotated by time.
+  """
+  b, e, l, d = features.shape
+  f, h, w = grid
+  valid = events.mask.any(axis=-1)
+  times = intervals.stretch(
+    jnp.arange(f, dtype=jnp.float32),
+    events.interval,
+    valid,
+    config.event_length,
+  )
+  centers = config.event_length * (np.repeat(np.arange(e), l) + 0.5)
+  queries = jnp.repeat(times, h * w, axis=1)
+  return TimedText(
+    features=features.reshape(b, e * l, d),
+    mask=events.mask.reshape(b, e * l),
+    rope=rope_lib.table(queries[..., None], (head_dim,)),
+    rope_text=rope_lib.table(centers[:, None], (head_dim,)),
+  )
+
+
+# The parameters that all this adds to a transformer's.
+ADDED = r'^reference/|^blocks/timed_attn/'
+
+
+def attach(
+  params: tree.Tree, dit: DiTConfig, config: ReferenceConfig, key: jax.Array
+) -> dict[str, Any]:
+  """A transformer's parameters with fresh ones for references and events.
+
+  The branch of timed captions starts as a copy of the cross-attention with
+  nothing coming out of it: without references the model is the base model.
+
+  Args:
+    params: of the transformer.
+    dit: its shape.
+    config: what is added.
+    key: draws the index embedding and the first tag layer.
+  """
+  embedding = ReferenceEmbedding(config, jnp.float32)
+  patches = jnp.zeros((1, 1, 1, dit.width))
+  tags = jnp.zeros((1, 1, max(config.tag_tokens, 1), dit.text_width))
+  added = {'reference': embedding.init(key, patches, tags)['params']}
+  if config.event_length:
+    branch = {
+      name: jnp.array(x, jnp.float32)
+      for name, x in tree.flatten(params['blocks']['cross_attn']).items()
+      if 'lora/' not in name
+    }
+    branch |= {
+      name: jnp.zeros_like(x)
+      for name, x in branch.items()
+      if name.startswith('o/')
+    }
+    added['blocks'] = {'timed_attn': tree.unflatten(branch)}
+  return tree.combine(params, added)
