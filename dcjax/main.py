@@ -26,6 +26,7 @@ WORKDIR = flags.DEFINE_string(
 
 # The module that runs each task, imported only when it is asked for.
 TASKS = {
+  'alchemint': 'dcjax.alchemint.run',
   'evaluate': 'dcjax.evals.base',
   'inspect': 'dcjax.finetuning.inspection',
   'lora': 'dcjax.finetuning.run',

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcjax.errors import DcjaxError
 
-DATA = ('frames', 'clip', 'folder', 'world')
+DATA = ('frames', 'clip', 'folder', 'world', 'subjects')
 OPTIMIZERS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'linear', 'cosine', 'trapezoid')
 T_SAMPLERS = ('uniform', 'logit_normal', 'cosine_biased')
@@ -73,10 +73,11 @@ class Stage:
 
   Attributes:
     name: of its checkpoints, metrics and previews.
-    objective: 'flow' (latents and prompts in the batch), 'world' (renders the
-      procedural world, then flow) or 'autoencoder'.
-    data: 'frames' (unordered stills), 'clip', 'folder' (captioned files), or
-      'world'.
+    objective: 'flow' (latents and prompts in the batch), 'subjects' (with
+      references and timed captions), 'world' (renders the procedural world,
+      then flow) or 'autoencoder'.
+    data: 'frames' (unordered stills), 'clip', 'folder' (captioned files),
+      'subjects' (annotated clips) or 'world'.
     train: regex over parameter names; everything else is frozen.
     steps: optimizer steps.
     batch: samples of an optimizer step, over all devices.

@@ -42,15 +42,15 @@ LEVELS = """
   weights.lora_names  weights.fingerprint  weights.folder
   weights.original  weights.part  weights.lora_file
   weights.base
-  weights.outline
+  weights.outline  weights.reference
   text_features  finetuning.survey
   formats
 
   concept  objective  doctor
   sampling  train  pretrain_objective
   material  pretrain  finetuning.dataset  start
-  gallery
-  finetuning.showcase
+  gallery  alchemint.dataset  alchemint.objective
+  finetuning.showcase  alchemint.run
   personalization  generation  export
   finetuning.run  finetuning.inspection
   planning.programs

@@ -8,6 +8,7 @@ What lies in the folder:
     text_encoder/  config.json + safetensors      UMT5
     tokenizer/     tokenizer.json ...
     scheduler/     scheduler_config.json
+    reference/     what AlcheMinT adds, if it was trained (`weights.reference`)
     dcjax.json     name, default size and length; folders of others have none
 """
 
@@ -27,6 +28,7 @@ from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import DiTConfig
+from dcjax.models.reference import ReferenceConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
@@ -56,6 +58,8 @@ class Base:
     shift: time shift of its sampler.
     on_disk: parts that are not loaded; a large text encoder is read when a
       prompt is new, and forgotten.
+    reference_folder: with what AlcheMinT adds, or None.
+    reference: how references enter, once that is loaded.
   """
 
   name: str
@@ -67,6 +71,8 @@ class Base:
   format: Format = dataclasses.field(default_factory=Format)
   shift: float = 3.0
   on_disk: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+  reference_folder: Path | None = None
+  reference: ReferenceConfig | None = None
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -236,6 +242,7 @@ def load_base(
       encoder, dtype=dtype or jnp.bfloat16
     )
   ours = folder_lib.ours(folder / 'dcjax.json')
+  references = folder / 'reference'
   return Base(
     name=ours.get('name', str(name)),
     dit=dit,
@@ -246,6 +253,7 @@ def load_base(
     format=ours.get('format', Format()),
     shift=folder_lib.shift(folder),
     on_disk={part: x for part, x in parts.items() if part in left},
+    reference_folder=references if references.is_dir() else None,
   )
 
 

@@ -1,0 +1,121 @@
+"""Flow matching of a video with references and timed captions.
+
+A step hides, from some samples, all that is text or all that is reference, so
+that one model serves every pass of the guidance (AlcheMinT, Sec. 3.4). Without
+references their latents and words are zero, but their tokens and intervals
+stay: to take the intervals away as well would make the passes differ in time.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dcjax import lora
+from dcjax.models.dit import DiT
+from dcjax.models.reference import Events, References
+from dcjax.objective import QUANTILES, Objective, by_quantile, flow_loss
+from dcjax.stage import Stage
+
+# What of a sample is hidden: nothing, text, references, both.
+HIDDEN = ('nothing', 'text', 'references', 'both')
+
+
+def subjects(
+  dit: DiT, stage: Stage, *, drop: tuple[float, float, float]
+) -> Objective:
+  """The loss of stage *subjects*.
+
+  A batch is {'latents' [b f h w c], 'weight' [b f h w 1], 'features' [b l d],
+  'mask' [b l], 'references' {fields of `References`}} and, for a model with
+  timed captions, 'events' {fields of `Events`}. The context holds the null
+  prompt, 'null', of `text_features.null_text`.
+
+  Args:
+    dit: the transformer, with `reference`.
+    stage: t sampler and self-conditioning.
+    drop: probabilities of hiding the text alone, the references alone, and
+      both.
+  """
+  velocity = lora.with_lora(dit.apply)
+  self_cond = dit.config.self_cond is not None
+  chances = jnp.asarray([1.0 - sum(drop), *drop])
+
+  def samples(params, batch, context, key, t=None):
+    key_hide, key_flow = jax.random.split(key)
+    n = len(batch['latents'])
+    hidden = jnp.zeros((n,), jnp.int32)
+    if t is None:
+      hidden = jax.random.choice(key_hide, len(HIDDEN), (n,), p=chances)
+    no_text = (hidden == 1) | (hidden == 3)
+    no_references = (hidden == 2) | (hidden == 3)
+    text, mask = without_text(batch, context['null'], no_text)
+    references = without_references(
+      References(**batch['references']), no_references
+    )
+    events = batch.get('events')
+    if events is not None:
+      events = without_events(Events(**events), no_text)
+    return flow_loss(
+      lambda *args, **kwargs: velocity(
+        {'params': params['transformer']},
+        *args,
+        references=references,
+        events=events,
+        **kwargs,
+      ),
+      batch['latents'],
+      text,
+      mask,
+      key_flow,
+      stage,
+      self_cond=self_cond,
+      t=t,
+      weight=batch.get('weight'),
+    )
+
+  def loss(params, batch, context, key):
+    t, error = samples(params, batch, context, key)
+    return error.mean(), by_quantile(t, error)
+
+  def evaluate(params, batch, context, key):
+    """Loss at the middle of each quantile of t, on the same noise each time."""
+    n = len(batch['latents'])
+    times = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
+    errors = jax.lax.map(
+      lambda t: samples(params, batch, context, key, jnp.full((n,), t))[
+        1
+      ].mean(),
+      times,
+    )
+    return {f'held_out/t{q}': errors[q] for q in range(QUANTILES)}
+
+  loss.evaluate = evaluate
+  return loss
+
+
+def without_text(
+  batch: dict[str, Any], null: dict[str, jax.Array], where: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(features, mask), the null prompt's for the samples in `where` [b]."""
+  features = batch['features']
+  empty = null['features'].astype(features.dtype)
+  return (
+    jnp.where(where[:, None, None], empty, features),
+    jnp.where(where[:, None], null['mask'], batch['mask']),
+  )
+
+
+def without_references(references: References, where: jax.Array) -> References:
+  """Pictures and words zero in the samples of `where` [b]; times stay."""
+  keep = lambda x: jnp.where(
+    where.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros_like(x), x
+  )
+  return references._replace(
+    latents=keep(references.latents), tags=keep(references.tags)
+  )
+
+
+def without_events(events: Events, where: jax.Array) -> Events:
+  """No timed captions in the samples of `where` [b]."""
+  return events._replace(mask=events.mask & ~where[:, None, None])

@@ -1,0 +1,192 @@
+"""Annotated clips in, references with intervals out (AlcheMinT, Sec. 4).
+
+    clips -> views -> latents (cached) -> one stage -> reference/
+
+The base's transformer, with its added parameters, is trained by one stage. What
+its `train` matches is what the paper fine-tunes: all of it, or a LoRA and what
+is added.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dcjax import lora, machine, sampling, start, tracking, train, tree
+from dcjax import stage as stage_lib
+from dcjax.alchemint import dataset
+from dcjax.alchemint import objective as objective_lib
+from dcjax.data import pipeline, subjects, timeline
+from dcjax.data.subjects import AnnotatedClip
+from dcjax.errors import DcjaxError
+from dcjax.models.dit import REMAT_POLICIES, DiT
+from dcjax.models.reference import ReferenceConfig
+from dcjax.weights import reference as reference_lib
+from dcjax.weights.base import Base, load_base
+
+STAGE = 'subjects'
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """The `alchemint` task of the command line."""
+  base = load_base(config.base, dtype=start.base_dtype(config))
+  Training(base, config, workdir).run()
+
+
+class Training:
+  """One run in one folder.
+
+  Args:
+    base: to start from.
+    config: of `recipes.alchemint`.
+    workdir: where everything is kept.
+  """
+
+  def __init__(
+    self, base: Base, config: ConfigDict, workdir: str | os.PathLike
+  ):
+    self.config, self.workdir = config, Path(workdir)
+    self.base = start.adapted(base, config)
+    self.references = ReferenceConfig(**config.references.to_dict())
+    self.stage = stage_lib.from_config(STAGE, config[STAGE].to_dict())
+    _check(config, self.references)
+
+  def run(self) -> Path:
+    """Trains, and writes the `reference` folder, which it gives."""
+    timings = tracking.Timings(self.workdir)
+    params = self.params()
+    tree.match(params, self.stage.train)
+    loop = self._loop()
+    train.refuse_other_run(self.stage, loop)
+    start.write_config(self.base, self.config, self.workdir)
+    learnt, spare = self.sources()
+    samples = self._encode(learnt, self.config.data.views)
+    held_out = self._encode(spare, 1).stacked() if len(spare) else None
+    params, timing = train.fit(
+      self.stage,
+      self.objective(),
+      params,
+      pipeline.loader(samples, batch=self.stage.batch, seed=self.config.seed),
+      loop,
+      context={'null': sampling.null_text(self.base)},
+      held_out=held_out,
+      preview=lambda step, now: self._save(now),
+    )
+    timings.add(STAGE, dataclasses.asdict(timing))
+    timings.write()
+    folder = self._save(params)
+    print(f'references: {folder}')
+    return folder
+
+  def params(self) -> dict[str, Any]:
+    """The transformer with what is added, and LoRA leaves if there are any."""
+    c = self.config
+    keys = jax.random.split(jax.random.key(c.seed), 2)
+    base = reference_lib.fresh(self.base, self.references, keys[0])
+    transformer = base.params['transformer']
+    if c.lora.rank:
+      transformer = lora.attach(
+        transformer, c.lora.targets, c.lora.rank, keys[1], side=c.lora.side
+      )
+    return {'transformer': transformer}
+
+  def objective(self) -> Any:
+    """What the stage minimises."""
+    c = self.config
+    dit = DiT(self.base.dit, sampling.working_dtype(), c.remat, self.references)
+    return objective_lib.subjects(dit, self.stage, drop=tuple(c.drop))
+
+  def sources(self) -> tuple[Sequence[AnnotatedClip], Sequence[AnnotatedClip]]:
+    """Clips to learn from, and clips for the held-out loss."""
+    data = self.config.data
+    if data.path:
+      return subjects.Dataset(data.path), ()
+    frames = self.base.format.frames
+    return (
+      timeline.World(data.clips, seed=self.config.seed, frames=frames),
+      timeline.World(
+        data.held_out, seed=self.config.seed, frames=frames, split='test'
+      ),
+    )
+
+  def _encode(
+    self, source: Sequence[AnnotatedClip], views: int
+  ) -> dataset.Samples:
+    return dataset.encode(
+      self.base,
+      source,
+      self.config.data,
+      self.references,
+      Path(self.config.data.cache or self.workdir / 'cache'),
+      seed=self.config.seed,
+      views=views,
+    )
+
+  def _loop(self) -> train.Loop:
+    c = self.config
+    plain = machine.plain(c)
+    data = {k: v for k, v in plain['data'].items() if k != 'cache'}
+    return start.loop(
+      self.base,
+      c,
+      self.workdir,
+      {
+        'stage': repr(self.stage),
+        'references': repr(self.references),
+        'data': data,
+        'drop': plain['drop'],
+      },
+    )
+
+  def _save(self, params: Mapping[str, Any]) -> Path:
+    """Writes what was added or trained, beside the run's checkpoints."""
+    folder = self.workdir / 'reference'
+    trained, _ = tree.partition(params, self._kept())
+    reference_lib.save(
+      folder, self.base, self.references, trained['transformer']
+    )
+    return folder
+
+  def _kept(self) -> str:
+    """Names of what the folder must hold: added leaves and trained ones."""
+    return rf'^transformer/(reference|blocks/timed_attn)/|{self.stage.train}'
+
+
+def _check(config: ConfigDict, references: ReferenceConfig) -> None:
+  """Refuses impossible numbers of the parts that check nothing themselves."""
+  if config.remat not in REMAT_POLICIES:
+    raise DcjaxError(
+      f'config.remat is {config.remat!r}; use one of '
+      f'{", ".join(REMAT_POLICIES)}'
+    )
+  least = {
+    'data.clips': 1,
+    'data.views': 1,
+    'data.held_out': 0,
+    'data.max_references': 1,
+    'data.max_events': 1,
+    'data.event_tokens': 1,
+    'data.emphasis': 0,
+    'lora.rank': 0,
+  }
+  for name, least_value in least.items():
+    part, key = name.split('.')
+    if config[part][key] < least_value:
+      raise DcjaxError(
+        f'config.{name} is {config[part][key]}; expected {least_value} or more'
+      )
+  if config.data.max_references > references.max_references:
+    raise DcjaxError(
+      f'config.data.max_references is {config.data.max_references}; expected '
+      f'at most config.references.max_references, {references.max_references}'
+    )
+  drop = tuple(config.drop)
+  if len(drop) != 3 or min(drop) < 0 or sum(drop) >= 1:
+    raise DcjaxError(
+      f'config.drop is {drop}; expected three probabilities, of hiding text, '
+      'references and both, whose sum is below 1'
+    )
