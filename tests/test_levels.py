@@ -57,6 +57,9 @@ LEVELS = """
   planning.forecast
   planning.run
 
+  evals.timing  evals.bootstrap
+  evals.chance
+
   evals.templates
   evals.reading
   evals.oracle
