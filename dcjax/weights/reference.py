@@ -126,7 +126,7 @@ def _config(base: Base, folder: Path) -> ReferenceConfig:
   trained_on = values.get('base', {})
   if trained_on.get('fingerprint') != base.fingerprint:
     raise DcjaxError(
-      f'{folder} was trained on {trained_on.get("name")!r} with the fingerprint '
+      f'{folder} was trained on {trained_on.get("name")!r}, fingerprint '
       f'{trained_on.get("fingerprint")}; this base is {base.name!r} with '
       f'{base.fingerprint}'
     )
