@@ -9,9 +9,10 @@ Without --config.data.path it learns from the procedural world: about an hour
 and a half on two cores, of which seven minutes draw and encode the clips. A
 dataset of annotated clips is described in docs/dataset.md.
 
-Variants: `wan_1_3b` and `wan_14b` fine-tune all weights of Wan as the paper
-does (Sec. 4: 30,000 steps of 32 clips; for many accelerators); `tiny` runs two
-steps.
+Variants: `lora` leaves the base's weights as they are and learns a LoRA beside
+what is added; `wan_1_3b` and `wan_14b` fine-tune all weights of Wan as the
+paper does (Sec. 4: 30,000 steps of 32 clips; for many accelerators); `tiny`
+runs two steps.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from dcjax import recipes
 from dcjax.errors import DcjaxError
 
-VARIANTS = ('tiny', *recipes.WAN)
+VARIANTS = ('tiny', 'lora', *recipes.WAN)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -29,9 +30,11 @@ def get_config(variant: str = '') -> ConfigDict:
   if variant == 'tiny':
     c.subjects.update(dict(steps=2, batch=2))
     c.data.update(dict(clips=4, views=2, held_out=2))
-    c.format.frames, c.lora.rank = 9, 2
-    c.log_every = 1
+    c.format.frames, c.log_every = 9, 1
     c.save_every = c.eval_every = c.preview_every = 2
+  elif variant == 'lora':
+    c.lora.rank, c.subjects.train = 32, recipes.WITH['lora']
+    c.subjects.optimizer.update(dict(kind='adamw', lr=2e-3))
   elif variant:
     raise DcjaxError(
       f'alchemint.py has no variant {variant!r}; use {", ".join(VARIANTS)} or '

@@ -16,9 +16,14 @@ ALL_LINEAR = r'blocks/((self|cross)_attn/[qkvo]|mlp/(up|down))/kernel$'
 SET = r'lora/(a1|b1)$|^tokens/v'
 SEQUENCE = r'lora/b2$|^tokens/u'
 
-# What AlcheMinT adds to a transformer, and that with a LoRA on the rest.
+# What AlcheMinT adds to a transformer.
 ADDED = r'^transformer/(reference|blocks/timed_attn)/'
-ADDED_AND_LORA = rf'{ADDED}|lora/(a1|b1)$'
+# That, and what else of the transformer is trained with it.
+WITH = {
+  'all': '^transformer/',
+  'self_attention': rf'{ADDED}|blocks/self_attn/',
+  'lora': rf'{ADDED}|lora/(a1|b1)$',
+}
 
 
 def personalize(kind: str = 'paper') -> ConfigDict:
@@ -234,8 +239,8 @@ def alchemint(base: str = 'world') -> ConfigDict:
   """References with intervals and timed captions, on annotated clips.
 
   Args:
-    base: 'world', tuned for two cores: a LoRA and what is added; or a key of
-      `WAN`, the paper's full fine-tuning.
+    base: 'world', tuned for two cores: self-attention and what is added; or a
+      key of `WAN`, the paper's full fine-tuning.
   """
   c = ConfigDict()
   c.task = 'alchemint'
@@ -266,25 +271,26 @@ def alchemint(base: str = 'world') -> ConfigDict:
       path='',  # a dataset of annotated clips; empty: the procedural world
       clips=2048,  # of the world
       held_out=16,  # of the world
-      views=8,  # of a clip: its references cut and coloured in other ways
+      views=4,  # of a clip: its references cut and coloured in other ways
       window='first',  # or random: which part of a longer video is seen
       gap=0.75,  # seconds of absence that make two references of one
       max_references=3,
       max_events=4,
-      event_tokens=16,
+      event_tokens=12,
       emphasis=4.0,  # extra weight of the loss where a subject is
       cache='',  # folder of what is encoded; empty: in the folder of the run
     )
   )
   # Probabilities of hiding the text, the references, both.
   c.drop = (0.1, 0.1, 0.05)
-  c.lora = ConfigDict(dict(rank=32, targets=ALL_LINEAR, side='in'))
+  # Rank 0: no LoRA.
+  c.lora = ConfigDict(dict(rank=0, targets=ALL_LINEAR, side='in'))
   c.subjects = ConfigDict(
     dict(
       objective='subjects',
       data='subjects',
-      train=ADDED_AND_LORA,
-      steps=1600,
+      train=WITH['self_attention'],
+      steps=1800,
       batch=8,
       accumulate=1,
       t_sampler='uniform',
@@ -292,11 +298,11 @@ def alchemint(base: str = 'world') -> ConfigDict:
       self_cond=0.9,  # read only where the base has self-conditioning
       ema=0.99,
       optimizer=dict(
-        kind='adamw',
-        lr=2e-3,
+        kind='muon',
+        lr=1e-3,
         groups=(),
         schedule='trapezoid',
-        cooldown=0.3,
+        cooldown=0.4,
         warmup=30,
         betas=(0.9, 0.99),
         eps=1e-8,
@@ -310,7 +316,6 @@ def alchemint(base: str = 'world') -> ConfigDict:
   c.eval_every = 100
   c.preview_every = 100  # steps between two saves of the folder
   if base == 'world':
-    c.format.frames = 33  # seconds enough for somebody to come and go
     c.references.tag_tokens = 4
   else:
     _as_the_paper(c, base)
@@ -324,12 +329,10 @@ def _as_the_paper(c: ConfigDict, base: str) -> None:
   c.format.update(dict(frames=81, height=height, width=width))
   c.remat = 'full'
   c.data.update(dict(views=1, window='random', event_tokens=128, emphasis=0.0))
-  c.lora.rank = 0
-  c.subjects.update(
-    dict(train='^transformer/', steps=30_000, batch=32, ema=0.0)
-  )
+  c.subjects.update(dict(train=WITH['all'], steps=30_000, batch=32, ema=0.0))
   c.subjects.optimizer.update(
     dict(
+      kind='adamw',
       lr=1e-4,
       groups=((ADDED, 1.0), ('', 0.3)),
       schedule='constant',
