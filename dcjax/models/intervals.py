@@ -147,5 +147,5 @@ def stretch(
     [b t]. Gaps hold what the event before them reached.
   """
   start, end = interval[..., :1], interval[..., 1:]
-  past = (times - start) / jnp.maximum(end - start, 1e-3)
+  past = (times[None, None] - start) / jnp.maximum(end - start, 1e-3)
   return length * jnp.sum(jnp.clip(past, 0.0, 1.0) * valid[..., None], axis=1)
