@@ -18,6 +18,7 @@ runs two steps.
 from ml_collections import ConfigDict
 
 from dcjax import recipes
+from dcjax.alchemint import recipe
 from dcjax.errors import DcjaxError
 
 VARIANTS = ('tiny', 'lora', *recipes.WAN)
@@ -25,15 +26,15 @@ VARIANTS = ('tiny', 'lora', *recipes.WAN)
 
 def get_config(variant: str = '') -> ConfigDict:
   if variant in recipes.WAN:
-    return recipes.alchemint(variant)
-  c = recipes.alchemint('world')
+    return recipe.alchemint(variant)
+  c = recipe.alchemint('world')
   if variant == 'tiny':
     c.subjects.update(dict(steps=2, batch=2))
     c.data.update(dict(clips=4, views=2, held_out=2))
     c.format.frames, c.log_every = 9, 1
     c.save_every = c.eval_every = c.preview_every = 2
   elif variant == 'lora':
-    c.lora.rank, c.subjects.train = 32, recipes.WITH['lora']
+    c.lora.rank, c.subjects.train = 32, recipe.WITH['lora']
     c.subjects.optimizer.update(dict(kind='adamw', lr=2e-3))
   elif variant:
     raise DcjaxError(

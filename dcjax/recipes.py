@@ -16,15 +16,6 @@ ALL_LINEAR = r'blocks/((self|cross)_attn/[qkvo]|mlp/(up|down))/kernel$'
 SET = r'lora/(a1|b1)$|^tokens/v'
 SEQUENCE = r'lora/b2$|^tokens/u'
 
-# What AlcheMinT adds to a transformer.
-ADDED = r'^transformer/(reference|blocks/timed_attn)/'
-# That, and what else of the transformer is trained with it.
-WITH = {
-  'all': '^transformer/',
-  'self_attention': rf'{ADDED}|blocks/self_attn/',
-  'lora': rf'{ADDED}|lora/(a1|b1)$',
-}
-
 
 def personalize(kind: str = 'paper') -> ConfigDict:
   """Set-and-Sequence with its regularisation, as a whole config.
@@ -233,114 +224,6 @@ def finetune(base: str = 'world') -> ConfigDict:
     c.base_dtype, c.remat = 'bfloat16', 'full'
     c.train.accumulate = 4  # one clip at a time
   return c
-
-
-def alchemint(base: str = 'world') -> ConfigDict:
-  """References with intervals and timed captions, on annotated clips.
-
-  Args:
-    base: 'world', tuned for two cores: self-attention and what is added; or a
-      key of `WAN`, the paper's full fine-tuning.
-  """
-  c = ConfigDict()
-  c.task = 'alchemint'
-  c.name = 'alchemint'
-  c.base = WAN.get(base, base)  # or a folder in diffusers layout
-  c.seed = 0
-  # The next four are as in `personalize`.
-  c.base_dtype = ''
-  c.format = ConfigDict(dict(frames=0, height=0, width=0, fps=0.0))
-  c.shift = 0.0
-  c.remat = 'none'
-  c.references = ConfigDict(
-    dict(
-      scheme='werope',  # or midrope, norope
-      anchors='outside',  # or margin, ends, printed
-      border='absorb',  # or keep
-      middle=5 / 3,
-      edge=-1 / 3,
-      margin=3.0,  # latent frames
-      rotate='qk',  # or k
-      max_references=16,
-      tag_tokens=8,  # of a word; 0: no word tags
-      event_length=8.0,  # of ReRoPE; 0: no branch of timed captions
-    )
-  )
-  c.data = ConfigDict(
-    dict(
-      path='',  # a dataset of annotated clips; empty: the procedural world
-      clips=2048,  # of the world
-      held_out=16,  # of the world
-      views=4,  # of a clip: its references cut and coloured in other ways
-      window='first',  # or random: which part of a longer video is seen
-      gap=0.75,  # seconds of absence that make two references of one
-      max_references=3,
-      max_events=4,
-      event_tokens=12,
-      emphasis=4.0,  # extra weight of the loss where a subject is
-      cache='',  # folder of what is encoded; empty: in the folder of the run
-    )
-  )
-  # Probabilities of hiding the text, the references, both.
-  c.drop = (0.1, 0.1, 0.05)
-  # Rank 0: no LoRA.
-  c.lora = ConfigDict(dict(rank=0, targets=ALL_LINEAR, side='in'))
-  c.subjects = ConfigDict(
-    dict(
-      objective='subjects',
-      data='subjects',
-      train=WITH['self_attention'],
-      steps=1800,
-      batch=8,
-      accumulate=1,
-      t_sampler='uniform',
-      train_shift=3.0,  # when somebody comes is settled near noise
-      self_cond=0.9,  # read only where the base has self-conditioning
-      ema=0.99,
-      optimizer=dict(
-        kind='muon',
-        lr=1e-3,
-        groups=(),
-        schedule='trapezoid',
-        cooldown=0.4,
-        warmup=30,
-        betas=(0.9, 0.99),
-        eps=1e-8,
-        weight_decay=0.01,
-        clip=1.0,
-      ),
-    )
-  )
-  c.log_every = 10
-  c.save_every = 100
-  c.eval_every = 100
-  c.preview_every = 100  # steps between two saves of the folder
-  if base == 'world':
-    c.references.tag_tokens = 4
-  else:
-    _as_the_paper(c, base)
-  return c
-
-
-def _as_the_paper(c: ConfigDict, base: str) -> None:
-  """All weights; the base's at less than a third of the rate."""
-  c.name = f'alchemint_{base}'
-  height, width, c.shift = RESOLUTIONS['480p']
-  c.format.update(dict(frames=81, height=height, width=width))
-  c.remat = 'full'
-  c.data.update(dict(views=1, window='random', event_tokens=128, emphasis=0.0))
-  c.subjects.update(dict(train=WITH['all'], steps=30_000, batch=32, ema=0.0))
-  c.subjects.optimizer.update(
-    dict(
-      kind='adamw',
-      lr=1e-4,
-      groups=((ADDED, 1.0), ('', 0.3)),
-      schedule='constant',
-      warmup=1000,
-      clip=0.05,
-    )
-  )
-  c.log_every, c.save_every, c.eval_every, c.preview_every = 50, 500, 0, 5000
 
 
 def files() -> ConfigDict:

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 # from its own line or below, so there are no cycles.
 LEVELS = """
   errors  machine  recipes  state  planning.liveness  planning.text
-  tree  stage  tracking  checkpoint  planning.devices
+  tree  stage  tracking  checkpoint  planning.devices  alchemint.recipe
   flow  lora  optim
   concept_shapes
 
