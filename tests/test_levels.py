@@ -58,11 +58,14 @@ LEVELS = """
   planning.run
 
   evals.timing  evals.bootstrap
-  evals.chance
+  evals.chance  evals.items
+  evals.item_file  evals.judging  evals.world_scenes
+  evals.world_items
 
   evals.templates
   evals.reading
   evals.oracle
+  evals.world_judge
   evals.sighting
   evals.concepts
   evals.base

@@ -156,7 +156,8 @@ def _read_color(
     # Beside another object: what is near to this one and not the other's.
     vivid = distance < 0.3
     votes[color] = 0
-    other = (nearest == votes.argmax()) & vivid
+    # Nothing else has a colour where the object is alone.
+    other = (nearest == votes.argmax()) & vivid & (votes.max() > 0)
     opacity = opacity * (_whole((nearest == color) & vivid) & ~other)
   return seen, opacity
 

@@ -1,0 +1,239 @@
+"""The benchmark file of S2VTime: storyboards to make videos of, and to judge.
+
+One JSON file, pictures beside it:
+
+  {"format": "s2vtime", "version": 1, "name": "world", "items": [
+    {"id": "one_000", "kind": "one", "prompt": "a star on ...",
+     "seconds": 4.0, "size": [64, 64], "fps": 8, "seed": 0,
+     "references": [{"image": "images/one_000_0.png", "word": "star",
+                     "start": 0.5, "end": 2.0, "description": "a red star"}],
+     "events": [{"text": "the star is bouncing.", "start": 0.5, "end": 2.0}]}]}
+
+An item is a storyboard with an id, and with a description of each subject for
+judges that read text. `kind` splits the scores, and items of one `group` have
+intervals with the same midpoint and different lengths. Two references of one
+item with the same word and image are one subject that comes back.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dcjax.errors import DcjaxError
+from dcjax.evals import timing
+from dcjax.evals.items import Benchmark, Event, Item, Reference
+from dcjax.evals.timing import Interval
+
+FORMAT, VERSION = 's2vtime', 1
+# Keys of a storyboard that are handed on as they are.
+OPTIONS = ('guidance', 'steps', 'shift')
+
+
+def read(path: str | os.PathLike, *, images: bool = True) -> Benchmark:
+  """Reads a benchmark file, strictly.
+
+  Args:
+    path: the JSON file.
+    images: whether each reference must have its picture.
+
+  Raises:
+    DcjaxError: the file is missing, no JSON or of another format or version; a
+      key is unknown or missing, or a value impossible: an interval that is
+      empty, reversed or outside the video, a word that is not in the prompt,
+      an id that is there twice or no file name, a picture that is missing.
+  """
+  path = Path(path)
+  try:
+    record = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError as error:
+    raise DcjaxError(f'{path} does not exist') from error
+  except (OSError, ValueError) as error:
+    raise DcjaxError(f'{path} is no JSON file: {error}') from error
+  record = _keys(record, str(path), ('format', 'version', 'items'), ('name',))
+  if (record['format'], record['version']) != (FORMAT, VERSION):
+    raise DcjaxError(
+      f'{path} is of format {record["format"]!r} version '
+      f'{record["version"]!r}; this reads {FORMAT!r} version {VERSION}'
+    )
+  if not isinstance(record['items'], list) or not record['items']:
+    raise DcjaxError(f'{path} has no items; expected a list of at least one')
+  items = tuple(
+    parse(item, f'{path}: item {i}') for i, item in enumerate(record['items'])
+  )
+  benchmark = Benchmark(str(record.get('name', path.stem)), items, path.parent)
+  check_ids(items)
+  if images:
+    _check_images(benchmark)
+  return benchmark
+
+
+def write(path: str | os.PathLike, benchmark: Benchmark) -> None:
+  """Writes the file that `read` reads; pictures are not copied."""
+  check_ids(benchmark.items)
+  rows = []
+  for item in benchmark.items:
+    row = {'id': item.id, 'kind': item.kind, 'group': item.group}
+    row = {key: value for key, value in row.items() if value}
+    row |= item.storyboard()
+    row['references'] = [dataclasses.asdict(x) for x in item.references]
+    parse(json.loads(json.dumps(row)), f'item {item.id}')
+    rows.append(row)
+  record = {'format': FORMAT, 'version': VERSION, 'name': benchmark.name}
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(record | {'items': rows}, indent=1) + '\n')
+
+
+def parse(record: Any, where: str) -> Item:
+  """An item from its JSON; `where` begins every error. See `read`."""
+  needed = ('id', 'prompt', 'seconds', 'size', 'fps', 'references')
+  others = ('kind', 'group', 'seed', 'events', *OPTIONS)
+  record = _keys(record, where, needed, others)
+  where = f'{where} ({record["id"]})'
+  seconds = _number(record['seconds'], f'{where}: seconds', above=0)
+  item = Item(
+    id=_name(record['id'], f'{where}: id'),
+    prompt=_text(record['prompt'], f'{where}: prompt'),
+    seconds=seconds,
+    size=_size(record['size'], f'{where}: size'),
+    fps=_number(record['fps'], f'{where}: fps', above=0),
+    references=tuple(
+      _reference(x, f'{where}: reference {n}', seconds)
+      for n, x in enumerate(_list(record['references'], where, 'references'))
+    ),
+    events=tuple(
+      _event(x, f'{where}: event {n}', seconds)
+      for n, x in enumerate(_list(record.get('events', []), where, 'events'))
+    ),
+    kind=str(record.get('kind', '')),
+    group=str(record.get('group', '')),
+    seed=int(record.get('seed', 0)),
+    options={key: record[key] for key in OPTIONS if key in record},
+  )
+  if not item.references:
+    raise DcjaxError(f'{where} has no references; expected one or more')
+  for reference in item.references:
+    if reference.word not in item.prompt:
+      raise DcjaxError(
+        f'{where}: the word {reference.word!r} is not in the prompt '
+        f'{item.prompt!r}'
+      )
+  for subject in item.subjects:
+    _intervals(subject.intervals, f'{where}: {subject.word}', seconds)
+  return item
+
+
+def check_ids(items: Sequence[Item]) -> None:
+  """Raises DcjaxError if an id is there twice."""
+  seen: set[str] = set()
+  for item in items:
+    if item.id in seen:
+      raise DcjaxError(f'the id {item.id!r} is there twice')
+    seen.add(item.id)
+
+
+def _reference(record: Any, where: str, seconds: float) -> Reference:
+  record = _keys(
+    record, where, ('word', 'start', 'end'), ('image', 'description')
+  )
+  start, end = (_number(record[k], f'{where}: {k}') for k in ('start', 'end'))
+  _intervals([(start, end)], where, seconds)
+  image = record.get('image', '')
+  if not isinstance(image, str) or Path(image).is_absolute():
+    raise DcjaxError(
+      f'{where}: image is {image!r}; expected a path relative to the file'
+    )
+  if '..' in Path(image).parts:
+    raise DcjaxError(f'{where}: image {image!r} is outside the folder')
+  return Reference(
+    image,
+    _text(record['word'], f'{where}: word'),
+    start,
+    end,
+    str(record.get('description', '')),
+  )
+
+
+def _event(record: Any, where: str, seconds: float) -> Event:
+  record = _keys(record, where, ('text', 'start', 'end'))
+  start, end = (_number(record[k], f'{where}: {k}') for k in ('start', 'end'))
+  _intervals([(start, end)], where, seconds)
+  return Event(_text(record['text'], f'{where}: text'), start, end)
+
+
+def _intervals(
+  intervals: Sequence[Interval], where: str, seconds: float
+) -> None:
+  try:
+    timing.check(intervals, seconds)
+  except DcjaxError as error:
+    raise DcjaxError(f'{where}: {error}') from error
+
+
+def _keys(
+  record: Any, where: str, needed: Sequence[str], others: Sequence[str] = ()
+) -> dict[str, Any]:
+  if not isinstance(record, dict):
+    raise DcjaxError(f'{where} is {record!r}; expected an object with keys')
+  unknown = [key for key in record if key not in (*needed, *others)]
+  if unknown:
+    raise DcjaxError(
+      f'{where} has the unknown key {unknown[0]!r}; there is '
+      f'{", ".join((*needed, *others))}'
+    )
+  missing = [key for key in needed if key not in record]
+  if missing:
+    raise DcjaxError(f'{where} has no key {missing[0]!r}')
+  return record
+
+
+def _list(value: Any, where: str, key: str) -> list:
+  if not isinstance(value, list):
+    raise DcjaxError(f'{where}: {key} is {value!r}; expected a list')
+  return value
+
+
+def _number(value: Any, where: str, above: float | None = None) -> float:
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not number or not math.isfinite(value):
+    raise DcjaxError(f'{where} is {value!r}; expected a number')
+  if above is not None and value <= above:
+    raise DcjaxError(f'{where} is {value!r}; expected more than {above:g}')
+  return float(value)
+
+
+def _text(value: Any, where: str) -> str:
+  if not isinstance(value, str) or not value.strip():
+    raise DcjaxError(f'{where} is {value!r}; expected a text')
+  return value
+
+
+def _name(value: Any, where: str) -> str:
+  text = _text(value, where)
+  if text != Path(text).name or text.startswith('.'):
+    raise DcjaxError(f'{where} is {value!r}; expected the name of a file')
+  return text
+
+
+def _size(value: Any, where: str) -> tuple[int, int]:
+  ok = isinstance(value, list) and len(value) == 2
+  if not (ok and all(type(x) is int and x > 0 for x in value)):
+    raise DcjaxError(f'{where} is {value!r}; expected [height, width]')
+  return value[0], value[1]
+
+
+def _check_images(benchmark: Benchmark) -> None:
+  for item in benchmark.items:
+    for subject in item.subjects:
+      if not subject.image:
+        raise DcjaxError(
+          f'item {item.id}: {subject.word!r} has no image; draw one first'
+        )
+      if not benchmark.image(subject).is_file():
+        raise DcjaxError(
+          f'item {item.id}: {benchmark.image(subject)} does not exist'
+        )

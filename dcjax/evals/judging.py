@@ -1,0 +1,41 @@
+"""What a judge of S2VTime is: who is where in a video, and like whom.
+
+A judge is a function
+
+  judge(video, fps, item, pictures) -> Verdict
+
+of a video [f h w 3] uint8, its frames a second, the item that it was made of
+and the picture of each of its subjects, uint8 [h w 3]. What it is asked for is
+what it may look for: words, descriptions, pictures, and when to look. It never
+decides presence by the asked intervals.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dcjax.evals.items import Item
+
+
+class Verdict(NamedTuple):
+  """What a judge saw of the s subjects of an item; nan where not seen."""
+
+  masks: np.ndarray  # [s f h w] bool, the pixels of each subject
+  text: np.ndarray  # [s] agreement of what is seen with the words
+  reference: np.ndarray  # [s] agreement with the subject's own picture
+  # [s s] of subject s with whom the reference of subject m shows.
+  similarity: np.ndarray
+  between: np.ndarray  # [s s] of the references among themselves
+
+
+class Judge(Protocol):
+  """See the head of this file."""
+
+  def __call__(
+    self,
+    video: np.ndarray,
+    fps: float,
+    item: Item,
+    pictures: Sequence[np.ndarray],
+  ) -> Verdict: ...

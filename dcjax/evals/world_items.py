@@ -1,0 +1,226 @@
+"""Items of S2VTime in the procedural world: nothing to download, exact truth.
+
+Held-out objects (triples of colour, shape and motion that training never shows)
+that are on screen for half a second to three and a half of a clip of 33 frames
+at 8 a second. Captions are the world's own and never say when. Kinds:
+
+  one         one subject
+  two         two of different shapes and colours
+  same_class  two of one shape, 'a small star and a large star': colours are not
+              said, so only the pictures tell them apart
+  again       one subject with two intervals
+
+A third of the scenes are asked for three times, with a short, a medium and a
+long interval about one midpoint (`group`). Asked times lie midway between two
+frames, so that a drawn clip can meet them exactly.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dcjax.data.render import FPS, SIZE
+from dcjax.data.scene import (
+  BACKGROUNDS,
+  COLORS,
+  DECORATIONS,
+  MOTIONS,
+  PATTERNS,
+  SHAPES,
+  SIZES,
+  Scene,
+)
+from dcjax.errors import DcjaxError
+from dcjax.evals import world_scenes
+from dcjax.evals.items import Event, Item, Reference
+from dcjax.evals.world_scenes import FRAMES, SECONDS, Span, seconds
+
+KINDS = ('one', 'two', 'one', 'same_class')  # in turn
+SHORTEST, LONGEST = 4, 28  # frames: 0.5 and 3.5 seconds
+# Lengths in frames about one midpoint, each the least and the largest.
+LENGTHS = {'short': (5, 7), 'medium': (11, 15), 'long': (19, 23)}
+_MIDDLES = (12, 20)  # frames between which all of them fit
+# Of seven scenes one is asked for three times: a third of the items.
+_CYCLE = 7
+
+
+class Drawn(NamedTuple):
+  """An item with what it was made of."""
+
+  item: Item
+  scene: Scene  # without intervals
+  spans: tuple[tuple[Span, ...], ...]  # of each object, frames
+
+
+def make(count: int, *, seed: int = 0, again: int = 0) -> list[Drawn]:
+  """Draws items; the same ones for the same seed, whatever the count.
+
+  Args:
+    count: items of the kinds one, two and same_class.
+    seed: of the scenes and the intervals.
+    again: further items of the kind again.
+
+  Raises:
+    DcjaxError: a count is negative, or both are 0.
+  """
+  if min(count, again) < 0 or count + again == 0:
+    raise DcjaxError(
+      f'{count} items and {again} that come back; expected 1 or more'
+    )
+  drawn: list[Drawn] = []
+  scene = 0
+  while len(drawn) < count:
+    rng = np.random.default_rng((seed, scene))
+    cycle, place = divmod(scene, _CYCLE)
+    if place == 0:
+      drawn += _grouped(KINDS[cycle % len(KINDS)], scene, rng)
+    else:
+      turn = cycle * (_CYCLE - 1) + place - 1
+      drawn.append(_single(KINDS[turn % len(KINDS)], scene, rng))
+    scene += 1
+  drawn = drawn[:count]
+  for i in range(again):
+    drawn.append(_single('again', i, np.random.default_rng((seed, i, 1))))
+  return drawn
+
+
+def _single(kind: str, index: int, rng: np.random.Generator) -> Drawn:
+  scene = world_scenes.sample(kind, rng)
+  if kind == 'again':
+    spans = (_two_spans(rng),)
+  else:
+    spans = tuple((_span(rng),) for _ in range(scene.count))
+  return _drawn(f'{kind}_{index:03d}', kind, scene, spans, rng)
+
+
+def _grouped(kind: str, index: int, rng: np.random.Generator) -> list[Drawn]:
+  """One scene three times: the first subject for longer and longer."""
+  scene = world_scenes.sample(kind, rng)
+  middle = int(rng.integers(_MIDDLES[0], _MIDDLES[1] + 1))
+  other = tuple((_span(rng),) for _ in range(scene.count - 1))
+  name, state, drawn = f'{kind}_{index:03d}', rng.bit_generator.state, []
+  for word, (low, high) in LENGTHS.items():
+    half = int(rng.integers(low // 2, high // 2 + 1))
+    spans = (((middle - half, middle + half),), *other)
+    same = np.random.default_rng()
+    same.bit_generator.state = state  # so that the captions are the same
+    drawn.append(_drawn(f'{name}_{word}', kind, scene, spans, same, name))
+  return drawn
+
+
+def _span(rng: np.random.Generator) -> Span:
+  length = int(rng.integers(SHORTEST, LONGEST + 1))
+  first = int(rng.integers(0, FRAMES - length + 1))
+  return first, first + length - 1
+
+
+def _two_spans(rng: np.random.Generator) -> tuple[Span, Span]:
+  """Two spans of 0.5 to 1.25 s, at least 0.75 s apart."""
+  lengths = rng.integers(4, 11, 2)
+  gap = int(rng.integers(6, FRAMES - lengths.sum() + 1))
+  first = int(rng.integers(0, FRAMES - lengths.sum() - gap + 1))
+  middle = first + int(lengths[0])
+  return (first, middle - 1), (middle + gap, middle + gap + int(lengths[1]) - 1)
+
+
+# ---- words -------------------------------------------------------------------
+
+
+def _drawn(
+  name: str,
+  kind: str,
+  scene: Scene,
+  spans: Sequence[Sequence[Span]],
+  rng: np.random.Generator,
+  group: str = '',
+) -> Drawn:
+  """The item of a scene; `rng` decides what its caption says."""
+  objects = range(int(scene.count))
+  colored = kind != 'same_class' and rng.random() < 0.5
+  decorated = rng.random() < 1 / 3
+  sized = kind == 'same_class'
+  words = [_phrase(scene, o, sized, colored) for o in objects]
+  things = [
+    ' '.join(
+      [_article(word), word]
+      + [DECORATIONS[scene.decoration[o]]] * bool(decorated)
+    ).strip()
+    for o, word in zip(objects, words, strict=True)
+  ]
+  ground = f'{PATTERNS[scene.pattern]} {BACKGROUNDS[scene.background]}'
+  moves = [
+    f'the {_phrase(scene, o, sized, False)} is {MOTIONS[scene.motion[o]]}.'
+    for o in objects
+  ]
+  times = [[seconds(span) for span in spans[o]] for o in objects]
+  item = Item(
+    id=name,
+    prompt=f'{" and ".join(things)} on a {ground} background. '
+    + ' '.join(moves),
+    seconds=SECONDS,
+    size=(SIZE, SIZE),
+    fps=float(FPS),
+    references=tuple(
+      Reference(
+        f'images/{group or name}_{o}.png',
+        words[o],
+        start,
+        end,
+        f'{_article(whole)} {whole}',
+      )
+      for o in objects
+      for whole in [_phrase(scene, o, False, True)]
+      for start, end in times[o]
+    ),
+    events=_events(moves, times),
+    kind=kind,
+    group=group,
+  )
+  return Drawn(item, scene, tuple(tuple(x) for x in spans))
+
+
+def _phrase(scene: Scene, o: int, sized: bool, colored: bool) -> str:
+  words = [SIZES[scene.size[o]]] * sized + [COLORS[scene.color[o]]] * colored
+  return ' '.join([*words, SHAPES[scene.shape[o]]])
+
+
+def _article(phrase: str) -> str:
+  return 'an' if phrase[0] in 'aeiou' else 'a'
+
+
+def _events(
+  moves: Sequence[str], times: Sequence[Sequence[tuple[float, float]]]
+) -> tuple[Event, ...]:
+  """Motion sentences while they are true; overlaps are cut in their middle.
+
+  One inside another leaves room before it or after it, whichever is longer.
+  """
+  events = sorted(
+    (start, end, text)
+    for text, spans in zip(moves, times, strict=True)
+    for start, end in spans
+  )
+  for n in range(len(events) - 1):
+    (a, b, one), (c, d, other) = events[n], events[n + 1]
+    if c < b:
+      cut = (c + min(b, d)) / 2
+      if b > d and c - a < b - d:  # the first one goes on for longer afterwards
+        events[n], events[n + 1] = (c, cut, other), (cut, b, one)
+      else:
+        events[n], events[n + 1] = (a, cut, one), (cut, d, other)
+  return tuple(Event(text, start, end) for start, end, text in events)
+
+
+# ---- pictures ----------------------------------------------------------------
+
+
+def pictures(drawn: Drawn) -> list[np.ndarray]:
+  """Of each object its picture alone on white, uint8 [h w 3]."""
+  objects = range(int(drawn.scene.count))
+  return [world_scenes.picture(drawn.scene, o) for o in objects]
+
+
+def video(drawn: Drawn) -> np.ndarray:
+  """The clip that the item asks for, drawn: uint8 [f h w 3]."""
+  return world_scenes.video(drawn.scene, drawn.spans)
