@@ -26,6 +26,7 @@ if TYPE_CHECKING:
   from dcjax.errors import DcjaxError
   from dcjax.personalization import personalize
   from dcjax.sampling import sample
+  from dcjax.storyboard import Storyboard
   from dcjax.weights.base import Base, load_base
 
 __version__ = '0.1.0'
@@ -34,6 +35,7 @@ __all__ = [
   'Base',
   'Concept',
   'DcjaxError',
+  'Storyboard',
   '__version__',
   'load_base',
   'personalize',
@@ -48,6 +50,7 @@ _HOMES = {
   'Base': 'dcjax.weights.base',
   'Concept': 'dcjax.concept',
   'DcjaxError': 'dcjax.errors',
+  'Storyboard': 'dcjax.storyboard',
   'load_base': 'dcjax.weights.base',
   'personalize': 'dcjax.personalization',
   'read_video': 'dcjax.data.video',

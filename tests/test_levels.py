@@ -15,6 +15,8 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 # from its own line or below, so there are no cycles.
 LEVELS = """
   errors  machine  recipes  state  planning.liveness  planning.text
+  storyboard_rules
+  storyboard
   tree  stage  tracking  checkpoint  planning.devices  alchemint.recipe
   flow  lora  optim
   concept_shapes
