@@ -30,10 +30,10 @@ LEVELS = """
 
   data.motions  data.shapes  data.textures
   data.decode  data.tokenizer  data.cache  data.pipeline  data.coverage
-  data.scene  data.video  data.prompts
+  data.scene  data.video  data.prompts  data.augment
   data.render  data.captions  data.folder  data.probe  data.buckets
-  data.concepts  data.windows  data.quality
-  data.world
+  data.concepts  data.windows  data.quality  data.subjects  data.appearances
+  data.world  data.timeline  data.casting
 
   report.words  report.curves
   report.clips  report.shell

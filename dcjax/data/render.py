@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.data import motions, shapes, textures
-from dcjax.data.scene import DECORATIONS, OBJECTS, RADII, Scene
+from dcjax.data.scene import DECORATIONS, RADII, Scene
 
 FPS = 8
 FRAMES = 17
@@ -29,7 +29,7 @@ class Clip(NamedTuple):
   mask: Array  # [o f h w] bool, the visible pixels of each object
   track: Array  # [o f 2] (y, x) of each object's centre, in pixels
   present: Array  # [o f] bool, whether the object is there
-  interval: Array  # [o 2] seconds of the first and the last moment it is there
+  interval: Array  # [o 2], or [o s 2] as in the scene, in seconds
 
 
 @functools.partial(jax.jit, static_argnames=('frames', 'size'))
@@ -53,10 +53,11 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Clip:
   )
   video = jnp.broadcast_to(ground[None], (frames, size, size, 3))
   covers, tracks, presents = [], [], []
-  for o in range(OBJECTS):
+  for o in range(scene.shape.shape[0]):
     one = jax.tree.map(lambda x, o=o: x[o], _objects(scene))
     fade = _fade(one.interval, frames)
-    fade = fade if o == 0 else fade * (scene.count == 2)
+    fade = fade.max(0) if fade.ndim == 2 else fade
+    fade = fade if o == 0 else fade * (scene.count > o)
     # A still picture cannot show a motion.
     motion = one.motion if frames > 1 else jnp.zeros_like(one.motion)
     offset, angle, scale = motions.pose(
@@ -117,10 +118,13 @@ def visible(scene: Scene, frames: int = FRAMES) -> Array:
   Returns:
     [... o f] bool, the same as `Clip.present`.
   """
-  there = _fade(jnp.asarray(scene.interval), frames) >= _THERE
-  second = jnp.asarray(scene.count)[..., None] == OBJECTS
-  drawn = jnp.stack([jnp.ones_like(second), second], -2)
-  return there & drawn
+  interval, shape = jnp.asarray(scene.interval), jnp.asarray(scene.shape)
+  fade = _fade(interval, frames)
+  # One span an object, or several of which any shows it.
+  fade = fade.max(-2) if interval.ndim == shape.ndim + 2 else fade
+  o = jnp.arange(shape.shape[-1]).reshape((1,) * (shape.ndim - 1) + (-1, 1))
+  drawn = jnp.asarray(scene.count)[..., None, None] > o
+  return (fade >= _THERE) & drawn
 
 
 def _fade(interval: Array, frames: int) -> Array:

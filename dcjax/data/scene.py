@@ -38,23 +38,24 @@ _SPANS = (
 
 
 class Scene(NamedTuple):
-  """One or two objects, how they move, and what is behind them.
+  """Some objects, how they move, and what is behind them.
 
-  Objects have a leading axis o = 2; the second is drawn only if `count` is 2.
+  Objects have a leading axis o, the first `count` of them are drawn, each over
+  those before it. `sample_scene` gives one or two of o = 2.
   Fields may be replaced (`scene._replace(...)`): nothing is derived from
   anything else, except `paint` from `color` and `interval` from `presence`.
   """
 
-  count: Array  # [] int, 1 or 2
+  count: Array  # [] int, 1 to o
   shape: Array  # [o] int, index into SHAPES
   color: Array  # [o] int, index into COLORS; -1 if of no named colour
   size: Array  # [o] int, index into SIZES and RADII
   decoration: Array  # [o] int, index into DECORATIONS, 0 is none
   motion: Array  # [o] int, index into MOTIONS, 0 is still
   presence: Array  # [o] int, index into PRESENCES, 0 is the whole clip
-  interval: (
-    Array  # [o 2] first and last moment on screen, fractions of the clip
-  )
+  # [o 2] first and last moment on screen, fractions of the clip; or [o s 2],
+  # several spans, of which (-1, -1) is none.
+  interval: Array
   paint: Array  # [o 2 3] RGB in [0, 1] of the left and right half of the body
   center: Array  # [o 2] (y, x) pixels of 64, the middle of the motion
   phase: Array  # [o] in [0, 1], where in its period a motion starts
@@ -66,6 +67,23 @@ class Scene(NamedTuple):
   shift: Array  # [2] (y, x) pixels of 64, of the pattern
 
 
+# Those with an axis o.
+OBJECT_FIELDS = (
+  'shape',
+  'color',
+  'size',
+  'decoration',
+  'motion',
+  'presence',
+  'interval',
+  'paint',
+  'center',
+  'phase',
+  'direction',
+  'rate',
+)
+
+
 def is_held_out(color: Array, shape: Array, motion: Array) -> Array:
   """Whether a (colour, shape, motion) is kept from training.
 
@@ -75,8 +93,8 @@ def is_held_out(color: Array, shape: Array, motion: Array) -> Array:
   return ((7 * color + 3 * shape + 5 * motion) % 13 == 0) & (motion != 0)
 
 
-def _triples(split: str) -> np.ndarray:
-  """[color shape motion] bool: what the split may show."""
+def triples(split: str) -> np.ndarray:
+  """[color shape motion] bool: what a split, 'train' or 'test', may show."""
   c, s, m = np.meshgrid(
     np.arange(len(COLORS)),
     np.arange(len(TRAIN_SHAPES)),
@@ -151,7 +169,7 @@ def _sample_kinds(
   number, first, second = jax.random.split(key, 3)
   two = jnp.asarray(objects[1] / (objects[0] + objects[1]), jnp.float32)
   count = 1 + jax.random.bernoulli(number, two).astype(jnp.int32)
-  allowed = jnp.asarray(_triples(split))
+  allowed = jnp.asarray(triples(split))
   one = _choose(first, allowed)
   color = jnp.arange(allowed.shape[0])[:, None, None] != one[0]
   shape = jnp.arange(allowed.shape[1])[None, :, None] != one[1]
