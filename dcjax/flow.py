@@ -6,6 +6,9 @@
   (4)  x0  = x_t - t v,   eps = x_t + (1 - t) v
   (5)  shift(s, t) = s t / (1 + (s - 1) t)
   (6)  v_guided = v_null + g (v_text - v_null)
+  (7)  v_guided = c_RT v(R,T) + c_R v(R,0) + c_T v(0,T) + c_0 v(0,0)
+
+with references R and text T; the coefficients of Eq. (7) sum to 1.
 
 A sampler integrates dx/dt = v from t = 1 to t = 0. It calls
 `velocity(x, t, x0_hat)`, where x0_hat is the previous step's estimate of the
@@ -47,6 +50,58 @@ def shift(s: float, t):
 def guide(v_text: jax.Array, v_null: jax.Array, g: float) -> jax.Array:
   """Eq. (6), classifier-free guidance; g = 1 is none."""
   return v_null + g * (v_text - v_null)
+
+
+# ---- guidance by text and references -----------------------------------------
+
+# What each pass of the network is told, in the order of Eq. (7).
+PASSES = ('both', 'references', 'text', 'none')
+Coefficients = tuple[float, float, float, float]
+
+
+def three_weight(
+  s_text: float, s_reference: float, s_both: float = 0.0
+) -> Coefficients:
+  """A scale for what text, references and both of them add.
+
+    v(R,T) + s_T [v(R,T) - v(R,0)] + s_R [v(R,T) - v(0,T)]
+           + s_RT [v(R,T) - v(0,0)]
+
+  Every guidance with coefficients that sum to 1 is of this form.
+  """
+  whole = 1.0 + s_text + s_reference + s_both
+  return whole, -s_text, -s_reference, -s_both
+
+
+def video_alchemist(s_text: float, s_reference: float) -> Coefficients:
+  """The guidance of Video Alchemist: `three_weight` without the last scale."""
+  return three_weight(s_text, s_reference)
+
+
+def instruct_pix2pix(s_reference: float, s_text: float) -> Coefficients:
+  """The guidance of InstructPix2Pix, Eq. (3) there.
+
+  v(0,0) + s_I [v(R,0) - v(0,0)] + s_T [v(R,T) - v(R,0)]
+  """
+  return s_text, s_reference - s_text, 0.0, 1.0 - s_reference
+
+
+def without_references(coefficients: Coefficients) -> Coefficients:
+  """The same guidance where there are none: v(R,.) is v(0,.)."""
+  both, references, text, none = coefficients
+  return 0.0, 0.0, both + text, references + none
+
+
+def active(coefficients: Coefficients) -> tuple[int, ...]:
+  """Which of `PASSES` have to be computed: those that count."""
+  # Sums of coefficients that should cancel leave a rounding error.
+  return tuple(i for i, c in enumerate(coefficients) if abs(c) > 1e-9)
+
+
+def weigh(velocities: jax.Array, coefficients: Coefficients) -> jax.Array:
+  """Eq. (7): velocities [p b ...] of the p active passes -> [b ...]."""
+  weights = jnp.asarray([coefficients[i] for i in active(coefficients)])
+  return jnp.tensordot(weights.astype(velocities.dtype), velocities, axes=1)
 
 
 # ---- t in training -----------------------------------------------------------

@@ -17,6 +17,7 @@ paper's product.
 
 from collections.abc import Callable
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -74,11 +75,26 @@ def attach(
   return tree.unflatten(flat)
 
 
-def with_lora(apply: Callable) -> Callable:
+# Linear layers whose input has a row for every token of the video; the others
+# read text or time.
+ON_VIDEO = re.compile(
+  r'(self_attn/[qkvo]|(cross|timed)_attn/[qo]|mlp/(up|down)|patch|head)$'
+)
+
+
+def with_lora(apply: Callable, gate: jax.Array | None = None) -> Callable:
   """Wraps a Linen `apply` so that linear layers add their LoRA, Eq. (1).
 
   The interceptor is entered inside the wrapped call, so the result is a pure
   function that can be jitted; entered outside, a cached trace would ignore it.
+
+  Args:
+    apply: of a transformer.
+    gate: [b n g], how much of the LoRA each token of the stream gets, in the
+      layers `ON_VIDEO`; a layer that reads fewer tokens reads the first ones.
+      Which of the g columns a rank obeys, says a leaf `lora/group` [r]
+      (scanned: [layers r]); without it, the first. What reads text is not
+      gated. None: all of the LoRA, for every token.
   """
 
   def intercept(next_call, args, kwargs, context):
@@ -86,7 +102,9 @@ def with_lora(apply: Callable) -> Callable:
     if not context.module.has_variable('params', 'lora'):
       return y
     leaves = context.module.get_variable('params', 'lora')
-    return y + _residual(args[0], leaves).astype(y.dtype)
+    gated = gate is not None and ON_VIDEO.search('/'.join(context.module.path))
+    weights = _weights(gate, args[0], leaves) if gated else None
+    return y + _residual(args[0], leaves, weights).astype(y.dtype)
 
   def wrapped(variables, *args, **kwargs):
     with nn.intercept_methods(intercept):
@@ -95,13 +113,28 @@ def with_lora(apply: Callable) -> Callable:
   return wrapped
 
 
-def _residual(x: jax.Array, leaves) -> jax.Array:
+def _weights(gate: jax.Array, x: jax.Array, leaves) -> jax.Array:
+  """[b n r] of a layer with the input x [b n d]; r may be 1."""
+  n = x.shape[1]
+  if gate.shape[:2] != (len(x), gate.shape[1]) or gate.shape[1] < n:
+    raise ValueError(
+      f'a gate of {gate.shape} does not fit an input of {x.shape}'
+    )
+  if 'group' not in leaves:
+    return gate[:, :n, :1]
+  return jnp.take(gate[:, :n], leaves['group'], axis=-1)
+
+
+def _residual(x: jax.Array, leaves, weights: jax.Array | None) -> jax.Array:
   """x A1 (B1 + B2), or x (B1 + B2) A1 for a basis on the output."""
   coefficients = leaves['b1'] + leaves['b2']
   down, up = leaves['a1'], coefficients
   if down.shape[0] != x.shape[-1]:
     down, up = coefficients, leaves['a1']
-  return (x @ down.astype(x.dtype)) @ up.astype(x.dtype)
+  inner = x @ down.astype(x.dtype)
+  if weights is not None:
+    inner = inner * weights.astype(x.dtype)
+  return inner @ up.astype(x.dtype)
 
 
 def drop(

@@ -201,3 +201,73 @@ def test_euler_times_by_hand():
 def test_unknown_sampler():
   with pytest.raises(DcjaxError, match="'heun'; use one of euler, unipc"):
     flow.solve('heun', None, jnp.zeros(3), steps=1, shift=1.0)
+
+
+# ---- guidance by text and references -----------------------------------------
+
+
+def passes():
+  """Velocities v(R,T), v(R,0), v(0,T), v(0,0), each [2 3]."""
+  return jax.random.normal(jax.random.key(4), (4, 2, 3))
+
+
+def weighed(coefficients):
+  chosen = passes()[jnp.array(flow.active(coefficients))]
+  return flow.weigh(chosen, coefficients)
+
+
+def test_guidance_forms_are_their_formulas():
+  both, reference, text, none = passes()
+  np.testing.assert_allclose(
+    weighed(flow.three_weight(4.0, 1.5, 0.5)),
+    both + 4 * (both - reference) + 1.5 * (both - text) + 0.5 * (both - none),
+    atol=1e-5,
+  )
+  np.testing.assert_allclose(
+    weighed(flow.video_alchemist(8.0, 3.0)),
+    both + 8 * (both - reference) + 3 * (both - text),
+    atol=1e-4,
+  )
+  np.testing.assert_allclose(
+    weighed(flow.instruct_pix2pix(1.5, 7.0)),
+    none + 1.5 * (reference - none) + 7 * (both - reference),
+    atol=1e-5,
+  )
+
+
+FORMS = [
+  flow.three_weight(4.0, 1.5, 0.7),
+  flow.video_alchemist(8.0, 3.0),
+  flow.instruct_pix2pix(1.5, 7.0),
+]
+
+
+@pytest.mark.parametrize('coefficients', FORMS)
+def test_guidance_leaves_what_all_passes_agree_on(coefficients):
+  assert sum(coefficients) == pytest.approx(1.0)
+  same = jnp.full((len(flow.active(coefficients)), 2), 3.0)
+  np.testing.assert_allclose(flow.weigh(same, coefficients), 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize('coefficients', FORMS)
+def test_every_guidance_has_three_weights(coefficients):
+  _, text, reference, both = (-c for c in coefficients)
+  assert flow.three_weight(text, reference, both) == pytest.approx(coefficients)
+
+
+def test_without_references_it_is_guidance_by_text():
+  _, _, text, none = passes()
+  coefficients = flow.without_references(flow.three_weight(4.0, 1.5, 0.0))
+  assert flow.active(coefficients) == (2, 3)
+  np.testing.assert_allclose(
+    weighed(coefficients), flow.guide(text, none, 5.0), atol=1e-5
+  )
+
+
+def test_a_pass_that_does_not_count_is_left_out():
+  assert flow.active(flow.three_weight(4.0, 1.5, 0.0)) == (0, 1, 2)
+  assert flow.active(flow.three_weight(4.0, 0.0, 0.0)) == (0, 1)
+  assert flow.active(flow.three_weight(0.0, 0.0, 0.0)) == (0,)
+  assert flow.active(flow.instruct_pix2pix(1.0, 3.0)) == (0, 1)
+  # 0.1 + 0.2 - 0.3 is not quite zero.
+  assert flow.active((1.0, 0.1 + 0.2 - 0.3, 0.0, 0.0)) == (0,)

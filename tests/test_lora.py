@@ -1,5 +1,6 @@
 """LoRA as tree surgery: what is added, trained, dropped and folded in."""
 
+import dataclasses
 import functools
 
 import jax
@@ -185,6 +186,90 @@ def test_activations_keep_their_dtype():
   p = lora.attach(LAYER, 'kernel', 2, jax.random.key(1))['layer']
   y = lora.with_lora(layer.apply)({'params': p}, jnp.ones((2, 6)))
   assert y.dtype == jnp.bfloat16
+
+
+# ---- gates -----------------------------------------------------------------
+
+# Layers that see the video only, so that a shut gate leaves nothing.
+ON_VIDEO = r'self_attn/[qkvo]/kernel|cross_attn/[qo]/kernel|mlp/.*/kernel'
+TOKENS = 2 * 2 * 2
+
+
+def gated(p, gate):
+  model = DiT(tiny.DIT)
+  apply = jax.jit(lora.with_lora(model.apply, gate))
+  return np.asarray(apply({'params': p}, *inputs()))
+
+
+@pytest.mark.parametrize('side', ['in', 'out'])
+def test_an_open_gate_is_no_gate(side):
+  p = learnt(side)
+  np.testing.assert_array_equal(gated(p, jnp.ones((2, TOKENS, 1))), run(p))
+
+
+@pytest.mark.parametrize('side', ['in', 'out'])
+def test_a_shut_gate_is_the_base(side):
+  p = learnt(side, pattern=ON_VIDEO)
+  shut = gated(p, jnp.zeros((2, TOKENS, 1)))
+  np.testing.assert_array_equal(shut, run(params(), with_lora=False))
+  assert error(shut, run(p)) > 0.1
+
+
+def test_what_reads_text_has_no_gate():
+  p = learnt(pattern=r'cross_attn/[kv]/kernel')
+  np.testing.assert_array_equal(gated(p, jnp.zeros((2, TOKENS, 1))), run(p))
+
+
+def test_a_gate_is_of_single_tokens():
+  """In layers that mix no tokens, frames of a shut gate are the base's."""
+  p = learnt(pattern='mlp/.*/kernel')
+  one = dataclasses.replace(tiny.DIT, layers=1)
+  flat = {
+    n: x[:1] if n.startswith('blocks/') else x
+    for n, x in tree.flatten(p).items()
+  }
+  p = tree.unflatten(flat)
+  bare = {n: x for n, x in flat.items() if '/lora/' not in n}
+  gate = jnp.zeros((2, TOKENS, 1)).at[:, : TOKENS // 2].set(1.0)
+  apply = lora.with_lora(DiT(one).apply, gate)
+  y = apply({'params': p}, *inputs())
+  base = DiT(one).apply({'params': tree.unflatten(bare)}, *inputs())
+  whole = lora.with_lora(DiT(one).apply)({'params': p}, *inputs())
+  # Tokens go by frames first: the second latent frame has a shut gate.
+  np.testing.assert_array_equal(y[:, 1], base[:, 1])
+  np.testing.assert_array_equal(y[:, 0], whole[:, 0])
+  assert error(np.asarray(y[:, 0]), np.asarray(base[:, 0])) > 0.05
+
+
+def test_every_group_of_ranks_has_its_own_gate():
+  p = learnt(pattern=ON_VIDEO)
+  flat = tree.flatten(p)
+  ranks = np.array([0, 1, 1], np.int32)
+  for name in [n for n in flat if n.endswith('lora/a1')]:
+    layers = len(flat[name])
+    flat[name[:-2] + 'group'] = np.tile(ranks, (layers, 1))
+  grouped = tree.unflatten(flat)
+  # The first group alone: the same as without the other ranks.
+  alone = tree.unflatten(
+    {
+      n: np.where(ranks[:, None] == 0, x, 0)
+      if n.endswith(('/b1', '/b2'))
+      else x
+      for n, x in tree.flatten(p).items()
+    }
+  )
+  first = jnp.stack([jnp.ones((2, TOKENS)), jnp.zeros((2, TOKENS))], -1)
+  assert error(gated(grouped, first), run(alone)) < 1e-5
+  np.testing.assert_array_equal(
+    gated(grouped, jnp.ones((2, TOKENS, 2))), run(p)
+  )
+  shut = gated(grouped, jnp.zeros((2, TOKENS, 2)))
+  np.testing.assert_array_equal(shut, run(params(), with_lora=False))
+
+
+def test_a_gate_of_too_few_tokens_is_refused():
+  with pytest.raises(ValueError, match='does not fit'):
+    gated(learnt(), jnp.ones((2, TOKENS - 1, 1)))
 
 
 # ---- training --------------------------------------------------------------
