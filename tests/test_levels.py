@@ -33,6 +33,7 @@ LEVELS = """
   data.scene  data.video  data.prompts  data.augment
   data.render  data.captions  data.folder  data.probe  data.buckets
   data.concepts  data.windows  data.quality  data.subjects  data.appearances
+  data.canvas
   data.world  data.timeline  data.casting
 
   report.words  report.curves
