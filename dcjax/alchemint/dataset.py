@@ -92,7 +92,8 @@ class Samples:
 
   def _references(self, view: dict[str, Any]) -> dict[str, np.ndarray]:
     cast = view['references'][: self._shape.references]
-    rows = [self._text(x['word'], self._shape.tag) for x in cast]
+    # Words are told apart by what they say, not by their end.
+    rows = [self._text(x['word'], self._shape.tag, end=False) for x in cast]
     pad = lambda rows, like: _pad(rows, self._shape.references, like)
     _, h, w, c = view['latents'].shape
     width = next(iter(self._features.values())).shape[-1]
@@ -121,9 +122,12 @@ class Samples:
       'interval': pad([x['interval'] for x in told], np.zeros(2, np.float32)),
     }
 
-  def _text(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(features [l d], mask [l]) of a text, cut or padded."""
-    rows = self._features[text][:length]
+  def _text(
+    self, text: str, length: int, *, end: bool = True
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(features [l d], mask [l]) of a text, with its end token or without."""
+    rows = self._features[text]
+    rows = rows[: length if end else min(length, len(rows) - 1)]
     n = len(rows)
     padded = np.pad(rows.astype(np.float32), ((0, length - n), (0, 0)))
     return padded, np.arange(length) < n
