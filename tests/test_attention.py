@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcjax import machine
 from dcjax.models import attention
 from dcjax.models.attention import attend
 
@@ -60,6 +61,33 @@ def test_blocks_of_queries_change_nothing(monkeypatch, mask, window):
   blocked = grad(*qkv())
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
   jax.tree.map(close, blocked, plain)
+
+
+@pytest.mark.parametrize('tail', [0, 5])
+@pytest.mark.parametrize('mask, window', CASES)
+def test_head_by_head_is_all_heads_at_once(mask, window, tail):
+  """Values and gradients of the form that CPUs use."""
+
+  def run(q, k, v):
+    y = attend(q, k, v, mask=mask, window=window, tail=tail)
+    return jnp.sum(jnp.sin(y)), y
+
+  grad = jax.grad(run, argnums=(0, 1, 2), has_aux=True)
+  heads = grad(*qkv())
+  with machine.programs_for('gpu'):
+    plain = grad(*qkv())
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
+  jax.tree.map(close, heads, plain)
+
+
+def test_the_tail_is_exempt_from_the_window():
+  q, k, v = (x[:1, :, :1] for x in qkv())
+  read = jax.jacobian(lambda v: attend(q, k, v, window=2, tail=4)[0, :, 0, 0])(
+    v
+  )
+  i, j = np.indices((N, L))
+  seen = (np.abs(i - j) <= 2) | (i >= N - 4) | (j >= L - 4)
+  np.testing.assert_array_equal(np.abs(read[:, 0, :, 0, 0]) > 0, seen)
 
 
 @pytest.mark.parametrize('blocks', [False, True])

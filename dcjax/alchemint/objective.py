@@ -22,7 +22,11 @@ HIDDEN = ('nothing', 'text', 'references', 'both')
 
 
 def subjects(
-  dit: DiT, stage: Stage, *, drop: tuple[float, float, float]
+  dit: DiT,
+  stage: Stage,
+  *,
+  drop: tuple[float, float, float],
+  drop_events: float = 0.0,
 ) -> Objective:
   """The loss of stage *subjects*.
 
@@ -36,17 +40,20 @@ def subjects(
     stage: t sampler and self-conditioning.
     drop: probabilities of hiding the text alone, the references alone, and
       both.
+    drop_events: probability of hiding the timed captions, whatever else is
+      hidden: they and the references would tell the same times.
   """
   velocity = lora.with_lora(dit.apply)
   self_cond = dit.config.self_cond is not None
   chances = jnp.asarray([1.0 - sum(drop), *drop])
 
   def samples(params, batch, context, key, t=None):
-    key_hide, key_flow = jax.random.split(key)
+    key_hide, key_events, key_flow = jax.random.split(key, 3)
     n = len(batch['latents'])
-    hidden = jnp.zeros((n,), jnp.int32)
+    hidden, untold = jnp.zeros((n,), jnp.int32), jnp.zeros((n,), bool)
     if t is None:
       hidden = jax.random.choice(key_hide, len(HIDDEN), (n,), p=chances)
+      untold = jax.random.bernoulli(key_events, drop_events, (n,))
     no_text = (hidden == 1) | (hidden == 3)
     no_references = (hidden == 2) | (hidden == 3)
     text, mask = without_text(batch, context['null'], no_text)
@@ -55,7 +62,7 @@ def subjects(
     )
     events = batch.get('events')
     if events is not None:
-      events = without_events(Events(**events), no_text)
+      events = without_events(Events(**events), no_text | untold)
     return flow_loss(
       lambda *args, **kwargs: velocity(
         {'params': params['transformer']},

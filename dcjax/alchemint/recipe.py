@@ -62,6 +62,8 @@ def alchemint(base: str = 'world') -> ConfigDict:
   )
   # Probabilities of hiding the text, the references, both.
   c.drop = (0.1, 0.1, 0.05)
+  # And of hiding the timed captions: references shall tell the time alone.
+  c.drop_events = 0.5
   # Rank 0: no LoRA.
   c.lora = ConfigDict(dict(rank=0, targets=recipes.ALL_LINEAR, side='in'))
   c.subjects = ConfigDict(
@@ -95,6 +97,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
   c.eval_every = 100
   c.preview_every = 100  # steps between two saves of the folder
   if base == 'world':
+    c.format.frames = 33  # time enough to come and go
     c.references.tag_tokens = 4
   else:
     _as_the_paper(c, base)

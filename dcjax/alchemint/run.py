@@ -98,7 +98,9 @@ class Training:
     """What the stage minimises."""
     c = self.config
     dit = DiT(self.base.dit, sampling.working_dtype(), c.remat, self.references)
-    return objective_lib.subjects(dit, self.stage, drop=tuple(c.drop))
+    return objective_lib.subjects(
+      dit, self.stage, drop=tuple(c.drop), drop_events=c.drop_events
+    )
 
   def sources(self) -> tuple[Sequence[AnnotatedClip], Sequence[AnnotatedClip]]:
     """Clips to learn from, and clips for the held-out loss."""
@@ -138,7 +140,7 @@ class Training:
         'stage': repr(self.stage),
         'references': repr(self.references),
         'data': data,
-        'drop': plain['drop'],
+        'drop': [plain['drop'], plain['drop_events']],
       },
     )
 
@@ -189,4 +191,8 @@ def _check(config: ConfigDict, references: ReferenceConfig) -> None:
     raise DcjaxError(
       f'config.drop is {drop}; expected three probabilities, of hiding text, '
       'references and both, whose sum is below 1'
+    )
+  if not 0 <= config.drop_events <= 1:
+    raise DcjaxError(
+      f'config.drop_events is {config.drop_events}; expected 0 to 1'
     )

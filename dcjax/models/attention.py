@@ -1,4 +1,6 @@
-"""Scaled dot-product attention: one function, three ways to compute it."""
+"""Scaled dot-product attention: one function, four ways to compute it."""
+
+import functools
 
 from einops import rearrange
 import jax
@@ -37,9 +39,11 @@ def attend(
   if _fused(q, mask, window):
     return _cudnn(q, k, v)
   n, l = q.shape[1], k.shape[1]
-  if n * l <= BLOCK_ELEMENTS:
-    return _attend(q, k, v, mask, window, tail, 0)
-  return _attend_blocks(q, k, v, mask, window, tail)
+  if n * l > BLOCK_ELEMENTS:
+    return _attend_blocks(q, k, v, mask, window, tail)
+  if machine.backend() == 'cpu':
+    return _attend_heads(q, k, v, mask, window, tail)
+  return _attend(q, k, v, mask, window, tail, 0)
 
 
 def _fused(q, mask, window) -> bool:
@@ -108,3 +112,61 @@ def _attend_blocks(q, k, v, mask, window, tail, size=BLOCK_QUERIES):
 
   out = jax.lax.map(block, (blocks, offsets))
   return rearrange(out, 'blocks b n k e -> b (blocks n) k e')[:, :n]
+
+
+def _attend_heads(q, k, v, mask, window, tail):
+  """One head of one sample after the other.
+
+  Its scores stay in the cache of a core, and are computed again in the backward
+  pass: on two cores 2 to 3 times as fast as all heads at once.
+  """
+  b, _, heads, e = q.shape
+  split = lambda x: rearrange(x, 'b n k e -> (b k) n e')
+  shown = jnp.ones((b, k.shape[1]), bool) if mask is None else mask
+  bias = jnp.repeat(jnp.where(shown, 0.0, -1e30), heads, axis=0)
+  out = _each_head(split(q * e**-0.5), split(k), split(v), bias, window, tail)
+  return rearrange(out, '(b k) n e -> b n k e', b=b)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _each_head(q, k, v, bias, window, tail):
+  """q [h n e] scaled, k and v [h l e], bias [h l] -> [h n e]."""
+  return _each_head_forward(q, k, v, bias, window, tail)[0]
+
+
+def _head_scores(q, k, bias, window, tail):
+  """[n l] float32 of one head."""
+  scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32) + bias[None]
+  near = _visible(len(q), len(k), None, window, tail, 0)
+  return scores if near is None else scores + jnp.where(near[0, 0], 0.0, -1e30)
+
+
+def _each_head_forward(q, k, v, bias, window, tail):
+  def one(head):
+    q, k, v, bias = head
+    scores = _head_scores(q, k, bias, window, tail)
+    highest = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = (weights / total).astype(v.dtype) @ v
+    return out, (highest + jnp.log(total))[:, 0]
+
+  out, log_total = jax.lax.map(one, (q, k, v, bias))
+  return out, (q, k, v, bias, out, log_total)
+
+
+def _each_head_backward(window, tail, kept, slope):
+  def one(head):
+    q, k, v, bias, out, log_total, slope = head
+    scores = _head_scores(q, k, bias, window, tail)
+    weights = jnp.exp(scores - log_total[:, None])
+    of_v = weights.T.astype(v.dtype) @ slope
+    # Of softmax: the slope of a score, less what its row has in common.
+    common = (slope * out).sum(axis=-1, keepdims=True)
+    of_scores = (weights * (slope @ v.T - common)).astype(q.dtype)
+    return of_scores @ k, of_scores.T @ q, of_v
+
+  return *jax.lax.map(one, (*kept, slope)), jnp.zeros_like(kept[3])
+
+
+_each_head.defvjp(_each_head_forward, _each_head_backward)
