@@ -31,6 +31,7 @@ LEVELS = """
   data.motions  data.shapes  data.textures
   data.decode  data.tokenizer  data.cache  data.pipeline  data.coverage
   data.scene  data.video  data.prompts  data.augment
+  data.clip_bytes
   data.render  data.captions  data.folder  data.probe  data.buckets
   data.concepts  data.windows  data.quality  data.subjects  data.appearances
   data.canvas
@@ -62,13 +63,16 @@ LEVELS = """
 
   evals.timing  evals.bootstrap
   evals.chance  evals.items
-  evals.item_file  evals.judging  evals.world_scenes
-  evals.world_items
+  evals.item_file  evals.judging  evals.world_scenes  evals.scenarios
+  evals.world_items  evals.layouts  evals.scoring
+  evals.crops  evals.pretrained
+  evals.proposals  evals.experts
 
   evals.templates
   evals.reading
   evals.oracle
   evals.world_judge
+  evals.s2vtime
   evals.sighting
   evals.concepts
   evals.base
