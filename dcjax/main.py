@@ -34,6 +34,7 @@ TASKS = {
   'personalize': 'dcjax.personalization',
   'plan': 'dcjax.planning.run',
   'pretrain': 'dcjax.pretrain',
+  's2vtime': 'dcjax.evals.s2vtime',
   'sample': 'dcjax.generation',
 }
 

@@ -51,7 +51,11 @@ LEVELS = """
   formats
 
   concept  objective  doctor
-  sampling  train  pretrain_objective
+  latents  train  pretrain_objective
+  timed_concepts  timed_plan
+  timed_conditions
+  timed_sampling
+  sampling
   material  pretrain  finetuning.dataset  start
   gallery  alchemint.dataset  alchemint.objective
   finetuning.showcase  alchemint.run

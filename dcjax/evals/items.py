@@ -3,7 +3,7 @@
 `item_file` reads and writes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -128,3 +128,32 @@ class Benchmark:
 
   def image(self, subject: Subject | Reference) -> Path:
     return self.folder / subject.image
+
+
+def lane(told: Iterable[tuple[str, Interval]]) -> tuple[Event, ...]:
+  """Timed captions in order of time; overlaps are cut in their middle.
+
+  Of one inside another, the longer one keeps its longer end.
+
+  Args:
+    told: (text, (start, end)) of each.
+  """
+  events = sorted((*interval, text) for text, interval in told)
+  for n in range(len(events) - 1):
+    (a, b, one), (c, d, other) = events[n], events[n + 1]
+    if c < b:
+      cut = round((c + min(b, d)) / 2, 4)
+      if b > d and c - a < b - d:
+        events[n], events[n + 1] = (c, cut, other), (cut, b, one)
+      else:
+        events[n], events[n + 1] = (a, cut, one), (cut, d, other)
+  return tuple(Event(text, start, end) for start, end, text in events)
+
+
+def timed_prompt(item: Item) -> str:
+  """The prompt for models that know time by words alone (AlcheMinT, Sec. 4)."""
+  said = [
+    f'{x.word} appears between {x.start:g} seconds and {x.end:g} seconds.'
+    for x in item.references
+  ]
+  return ' '.join([item.prompt, *said])

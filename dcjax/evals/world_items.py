@@ -20,20 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dcjax.data import appearances
+from dcjax.data.appearances import Said
 from dcjax.data.render import FPS, SIZE
-from dcjax.data.scene import (
-  BACKGROUNDS,
-  COLORS,
-  DECORATIONS,
-  MOTIONS,
-  PATTERNS,
-  SHAPES,
-  SIZES,
-  Scene,
-)
+from dcjax.data.scene import Scene
 from dcjax.errors import DcjaxError
 from dcjax.evals import world_scenes
-from dcjax.evals.items import Event, Item, Reference
+from dcjax.evals.items import Item, Reference, lane
 from dcjax.evals.world_scenes import FRAMES, SECONDS, Span, seconds
 
 KINDS = ('one', 'two', 'one', 'same_class')  # in turn
@@ -136,80 +129,39 @@ def _drawn(
   group: str = '',
 ) -> Drawn:
   """The item of a scene; `rng` decides what its caption says."""
-  objects = range(int(scene.count))
-  colored = kind != 'same_class' and rng.random() < 0.5
-  decorated = rng.random() < 1 / 3
-  sized = kind == 'same_class'
-  words = [_phrase(scene, o, sized, colored) for o in objects]
-  things = [
-    ' '.join(
-      [_article(word), word]
-      + [DECORATIONS[scene.decoration[o]]] * bool(decorated)
-    ).strip()
-    for o, word in zip(objects, words, strict=True)
-  ]
-  ground = f'{PATTERNS[scene.pattern]} {BACKGROUNDS[scene.background]}'
-  moves = [
-    f'the {_phrase(scene, o, sized, False)} is {MOTIONS[scene.motion[o]]}.'
-    for o in objects
-  ]
-  times = [[seconds(span) for span in spans[o]] for o in objects]
+  pair = kind == 'same_class'
+  said = Said(
+    size=pair,
+    color=not pair and rng.random() < 0.5,
+    decoration=not pair and rng.random() < 1 / 3,
+    background=True,
+  )
+  times = [[seconds(span) for span in of] for of in spans]
+  words = appearances.names(scene, said)
+  moves = appearances.sentences(scene, said)
+  looks = appearances.names(scene, said._replace(size=False, color=True))
   item = Item(
     id=name,
-    prompt=f'{" and ".join(things)} on a {ground} background. '
-    + ' '.join(moves),
+    prompt=appearances.caption(scene, said),
     seconds=SECONDS,
     size=(SIZE, SIZE),
     fps=float(FPS),
     references=tuple(
-      Reference(
-        f'images/{group or name}_{o}.png',
-        words[o],
-        start,
-        end,
-        f'{_article(whole)} {whole}',
-      )
-      for o in objects
-      for whole in [_phrase(scene, o, False, True)]
-      for start, end in times[o]
+      Reference(f'images/{group or name}_{o}.png', word, *time, _a(look))
+      for o, (word, look) in enumerate(zip(words, looks, strict=True))
+      for time in times[o]
     ),
-    events=_events(moves, times),
+    events=lane(
+      (text, time) for text, of in zip(moves, times, strict=True) for time in of
+    ),
     kind=kind,
     group=group,
   )
   return Drawn(item, scene, tuple(tuple(x) for x in spans))
 
 
-def _phrase(scene: Scene, o: int, sized: bool, colored: bool) -> str:
-  words = [SIZES[scene.size[o]]] * sized + [COLORS[scene.color[o]]] * colored
-  return ' '.join([*words, SHAPES[scene.shape[o]]])
-
-
-def _article(phrase: str) -> str:
-  return 'an' if phrase[0] in 'aeiou' else 'a'
-
-
-def _events(
-  moves: Sequence[str], times: Sequence[Sequence[tuple[float, float]]]
-) -> tuple[Event, ...]:
-  """Motion sentences while they are true; overlaps are cut in their middle.
-
-  One inside another leaves room before it or after it, whichever is longer.
-  """
-  events = sorted(
-    (start, end, text)
-    for text, spans in zip(moves, times, strict=True)
-    for start, end in spans
-  )
-  for n in range(len(events) - 1):
-    (a, b, one), (c, d, other) = events[n], events[n + 1]
-    if c < b:
-      cut = (c + min(b, d)) / 2
-      if b > d and c - a < b - d:  # the first one goes on for longer afterwards
-        events[n], events[n + 1] = (c, cut, other), (cut, b, one)
-      else:
-        events[n], events[n + 1] = (a, cut, one), (cut, d, other)
-  return tuple(Event(text, start, end) for start, end, text in events)
+def _a(phrase: str) -> str:
+  return f'an {phrase}' if phrase[0] in 'aeiou' else f'a {phrase}'
 
 
 # ---- pictures ----------------------------------------------------------------

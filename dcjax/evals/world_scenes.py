@@ -8,26 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.data import motions, shapes, textures
+from dcjax.data import scene as scenes
 from dcjax.data.render import FPS, SIZE, render, to_uint8
 from dcjax.data.scene import (
   BACKGROUNDS,
-  COLORS,
   MOTIONS,
   OBJECTS,
   PATTERNS,
   RADII,
-  SHAPES,
   SIZES,
-  TRAIN_MOTIONS,
-  TRAIN_SHAPES,
   Scene,
-  is_held_out,
 )
 
 FRAMES = 33
 SECONDS = (FRAMES - 1) / FPS
 _PICTURE = 128  # side of the reference pictures
-_ROUND = ('ball', 'ring')  # spinning does not show
 _GROWS = ('growing', 'shrinking')
 _BRIGHT = BACKGROUNDS.index('cream')
 
@@ -75,29 +70,11 @@ def sample(kind: str, rng: np.random.Generator) -> Scene:
   )
 
 
-@functools.cache
-def _held_out() -> np.ndarray:
-  """[n 3] of (color, shape, motion) that training never shows."""
-  grid = np.stack(
-    np.meshgrid(
-      range(len(COLORS)),
-      range(len(TRAIN_SHAPES)),
-      range(len(TRAIN_MOTIONS)),
-      indexing='ij',
-    ),
-    -1,
-  ).reshape(-1, 3)
-  kept = np.asarray(is_held_out(*grid.T))
-  round_ = np.isin(grid[:, 1], [SHAPES.index(x) for x in _ROUND])
-  spins = grid[:, 2] == MOTIONS.index('spinning')
-  return grid[kept & ~(round_ & spins)].astype(np.int32)
-
-
 def _kinds(
   rng: np.random.Generator, count: int, pair: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(color [o], shape [o], motion [o]); colours and motions differ."""
-  allowed = _held_out()
+  allowed = np.argwhere(scenes.triples('test')).astype(np.int32)
   if pair:  # told apart by size too
     grows = [MOTIONS.index(x) for x in _GROWS]
     allowed = allowed[~np.isin(allowed[:, 2], grows)]

@@ -1,0 +1,94 @@
+"""S2VTime: whether subjects are on screen when they should be.
+
+  python -m dcjax.main --config=configs/s2vtime.py:build --workdir=runs/s2vtime
+  python -m dcjax.main --config=configs/s2vtime.py:score --workdir=runs/s2vtime
+  --config.score.videos=FOLDER
+
+The first writes runs/s2vtime/benchmark.json and its pictures: 128 items of the
+procedural world, half a minute on two cores. The second judges FOLDER/ID.mp4 of
+every item from its pixels (a quarter of a second each), prints the table and
+writes timing.json. Nothing is downloaded, no base model is read.
+
+Variants, of which several may be given (:build,templates): `build` or `score`;
+`templates` builds items of real subjects, `extended` with intervals of 0.5 to
+4.5 s, and `experts` judges with Grounding DINO, SAM 2 and CLIP, whose weights
+it needs. docs/s2vtime.md says what the numbers mean.
+"""
+
+from ml_collections import ConfigDict
+
+from dcjax.errors import DcjaxError
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  c = ConfigDict()
+  c.task = 's2vtime'
+  c.name = 's2vtime'
+  c.job = 'build'  # or score
+  c.build = ConfigDict()
+  # world, templates, llm, or the layout of cinebenchsyn or tempocontrol
+  c.build.source = 'world'
+  c.build.count = 128
+  c.build.seed = 0
+  c.build.again = 0  # further items in which a subject comes back (world)
+  c.build.rendered = False  # draw the perfect videos too (world)
+  c.build.extended = False  # enter and leave, for 0.5 to 4.5 s (templates)
+  c.build.path = ''  # of the other benchmark
+  c.build.language_model = ''  # folder or hub id, proposes items (llm)
+  c.build.image_model = ''  # folder or hub id, draws the pictures
+  c.build.download = False  # may models come from the hub?
+  c.score = ConfigDict()
+  c.score.benchmark = ''  # JSON file; '' is benchmark.json of the workdir
+  c.score.videos = ''  # folder with one file an item, named by its id
+  c.score.judge = 'world'  # or experts
+  c.score.partial = False  # score what there is
+  c.score.stretch = False  # compare fractions of the duration, not seconds
+  c.score.area = 0.005  # part of a frame that makes a subject present
+  c.score.seed = 0  # of the bootstrap
+  c.score.detector = 'IDEA-Research/grounding-dino-base'
+  c.score.segmenter = 'facebook/sam2.1-hiera-large'
+  c.score.clip = 'openai/clip-vit-large-patch14'
+  c.score.looks = 5  # frames in which a subject is looked for
+  c.score.device = ''  # of torch; '' is cuda if there is one
+  c.score.download = False
+  for name in filter(None, variant.split(',')):
+    if name not in _VARIANTS:
+      raise DcjaxError(
+        f's2vtime.py has no variant {name!r}; use {", ".join(_VARIANTS)}'
+      )
+    _VARIANTS[name](c)
+  return c
+
+
+def _build(c):
+  c.job = 'build'
+
+
+def _score(c):
+  c.job = 'score'
+
+
+def _templates(c):
+  c.build.source = 'templates'
+
+
+def _extended(c):
+  c.build.extended = True
+
+
+def _experts(c):
+  c.score.judge = 'experts'
+
+
+def _tiny(c):
+  c.build.count = 4
+
+
+_VARIANTS = {
+  'build': _build,
+  'score': _score,
+  'templates': _templates,
+  'extended': _extended,
+  'experts': _experts,
+  'tiny': _tiny,
+}
