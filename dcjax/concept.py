@@ -5,6 +5,7 @@ is one safetensors with the keys
 
     lora/<layer>/{a1,b1,b2}     basis, look and motion of a linear layer
     tokens/{v,u}                [n d] vectors of the words [v] and [u]
+    frames                      uint8 [f h w 3], what it looks like; optional
 
 and metadata, every value a JSON string: `format`, `version`, `identity`,
 `motion` and what `Concept.meta` holds. Nothing in it is ever executed. The LoRA
@@ -49,6 +50,7 @@ class Concept:
       fingerprint is None for the LoRA of another tool.
     identity: weight of the look, A1 B1.
     motion: weight of the motion, A1 B2.
+    frames: uint8 [f h w 3], a few of the video it was learnt from, or None.
   """
 
   lora: tree.Tree
@@ -56,10 +58,15 @@ class Concept:
   meta: Mapping[str, Any]
   identity: float = 1.0
   motion: float = 1.0
+  frames: np.ndarray | None = None
 
   @classmethod
   def from_params(
-    cls, params: tree.Tree, base: Base, meta: Mapping[str, Any] | None = None
+    cls,
+    params: tree.Tree,
+    base: Base,
+    meta: Mapping[str, Any] | None = None,
+    frames: np.ndarray | None = None,
   ) -> 'Concept':
     """Takes the LoRA leaves and learned words out of trained parameters.
 
@@ -67,6 +74,7 @@ class Concept:
       params: {'transformer': ..., 'tokens': ...} and whatever else.
       base: the base that was trained on.
       meta: JSON values: prompts, stages, metrics ...
+      frames: uint8 [f h w 3], a few that show it.
 
     Raises:
       DcjaxError: there is neither LoRA nor a learned word, or a number is not
@@ -85,7 +93,7 @@ class Concept:
       'rank': _rank(lora),
     }
     # Through JSON: the meta of a new concept is what its file will say.
-    concept = cls(lora, tokens, json.loads(json.dumps(meta)))
+    concept = cls(lora, tokens, json.loads(json.dumps(meta)), frames=frames)
     concept._check('the trained parameters')
     return concept
 
@@ -100,6 +108,8 @@ class Concept:
       for layer, leaves in shapes.layers(self.lora).items()
       for leaf, x in leaves.items()
     } | {f'tokens/{name}': np.asarray(x) for name, x in self.tokens.items()}
+    if self.frames is not None:
+      tensors['frames'] = np.asarray(self.frames)
     head = {
       **self.meta,
       'format': FORMAT,
@@ -124,8 +134,8 @@ class Concept:
       return cls.from_lora_file(lora_file.parse(head, tensors, Path(path)))
     meta = {key: _decode(text) for key, text in head.items()}
     identity, motion = _check_head(meta, path)
-    lora, tokens = _unpack(tensors, path)
-    concept = cls(lora, tokens, meta, identity, motion)
+    lora, tokens, frames = _unpack(tensors, path)
+    concept = cls(lora, tokens, meta, identity, motion, frames)
     concept._check(str(path))
     if meta.get('rank') != _rank(lora):
       raise DcjaxError(
@@ -206,7 +216,7 @@ class Concept:
     return tree.combine(transformer, weighed), tokens | dict(self.tokens)
 
   def _check(self, what: str) -> None:
-    found = shapes.problems(self.lora, self.tokens)
+    found = shapes.problems(self.lora, self.tokens, self.frames)
     if found:
       raise DcjaxError(f'{what} make no concept: {tree.some(found)}')
 
@@ -259,20 +269,7 @@ def join(concepts: Sequence[Concept]) -> Concept:
     'rank': _rank(lora),
     'joined': [dict(c.meta) for c in concepts],
   }
-  return Concept(lora, _renumber([c.tokens for c in concepts]), meta)
-
-
-def _renumber(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Learned words of all concepts, numbered through from 1."""
-  tokens, used = {}, 0
-  for words in several:
-    old = {n: int(shapes.WORD.fullmatch(n)[2] or 0) for n in words}
-    # A concept without words still takes a number, so the k-th stays the k-th.
-    order = sorted(set(old.values())) or [0]
-    for name, vectors in words.items():
-      tokens[f'{name[0]}{used + 1 + order.index(old[name])}'] = vectors
-    used += len(order)
-  return tokens
+  return Concept(lora, shapes.renumber([c.tokens for c in concepts]), meta)
 
 
 def _rank(lora: tree.Tree) -> int:
@@ -325,8 +322,8 @@ def _check_head(meta: dict[str, Any], path) -> tuple[float, float]:
 
 def _unpack(
   tensors: Mapping[str, np.ndarray], path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Keys of the file -> (lora tree, tokens)."""
+) -> tuple[dict[str, Any], dict[str, Any], np.ndarray | None]:
+  """Keys of the file -> (lora tree, tokens, frames)."""
   lora, tokens, unknown = {}, {}, []
   for key, x in tensors.items():
     layer = re.fullmatch(r'lora/(\w+(?:/\w+)*)/(a1|b1|b2)', key)
@@ -335,11 +332,11 @@ def _unpack(
       lora[f'{layer[1]}/lora/{layer[2]}'] = x
     elif word:
       tokens[word[1]] = x
-    else:
+    elif key != 'frames':
       unknown.append(key)
   if unknown:
     raise DcjaxError(
       f'{path} holds unknown keys: {tree.some(unknown, ", ")}; a concept has '
-      'lora/<layer>/{a1,b1,b2} and tokens/{v,u}'
+      'lora/<layer>/{a1,b1,b2}, tokens/{v,u} and frames'
     )
-  return tree.unflatten(lora), tokens
+  return tree.unflatten(lora), tokens, tensors.get('frames')

@@ -4,7 +4,7 @@ A layer's LoRA has a basis on the input, a1 [in r] and b1, b2 [r out], or on the
 output, a1 [r out] and b1, b2 [in r]; scanned layers have a leading layer axis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import re
 from typing import Any
 
@@ -93,9 +93,49 @@ def side_by_side(several: list[Leaves]) -> dict[str, np.ndarray]:
   }
 
 
-def problems(lora: tree.Tree, tokens: Mapping[str, Any]) -> list[str]:
+def numbering(several: Sequence[Iterable[str]]) -> list[dict[str, str]]:
+  """New names of the learned words of several concepts: v1 u1 v2 u2 ...
+
+  Args:
+    several: names of each concept's words. Of one concept alone they stay.
+
+  Returns:
+    {old name: new name} of each.
+  """
+  if len(several) == 1:
+    return [{name: name for name in several[0]}]
+  renamed, used = [], 0
+  for words in several:
+    old = {name: int(WORD.fullmatch(name)[2] or 0) for name in words}
+    # A concept without words still takes a number, so the k-th stays the k-th.
+    order = sorted(set(old.values())) or [0]
+    renamed.append(
+      {n: f'{n[0]}{used + 1 + order.index(k)}' for n, k in old.items()}
+    )
+    used += len(order)
+  return renamed
+
+
+def renumber(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Learned words of several concepts in one, under their new names."""
+  return {
+    new[name]: vectors
+    for new, words in zip(numbering(several), several, strict=True)
+    for name, vectors in words.items()
+  }
+
+
+def problems(
+  lora: tree.Tree, tokens: Mapping[str, Any], frames: Any = None
+) -> list[str]:
   """What is wrong with a concept's arrays by themselves."""
   found = []
+  if frames is not None and (
+    frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3
+  ):
+    found.append(
+      f'frames are {frames.dtype} {frames.shape}, not uint8 [f h w 3]'
+    )
   for layer, leaves in layers(lora).items():
     missing = [leaf for leaf in LEAVES if leaf not in leaves]
     if missing:

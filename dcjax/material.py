@@ -43,6 +43,12 @@ class Material:
   latents: np.ndarray
   held_out: np.ndarray
 
+  @property
+  def stills(self) -> np.ndarray:
+    """Three frames that say what it looks like, uint8 [3 h w 3]."""
+    places = np.linspace(0, len(self.clip.frames) - 1, 5).round().astype(int)
+    return self.clip.frames[places[1:4]]
+
 
 def prepare(
   base: Base, path: str | os.PathLike, fps: float | None, folder: Path

@@ -159,7 +159,9 @@ class Personalization:
         preview=lambda step, now, stage=stage: self._preview(stage, step, now),
       )
       timings.add(stage.name, dataclasses.asdict(timing))
-    concept = Concept.from_params(params, self.base, self._meta())
+    concept = Concept.from_params(
+      params, self.base, self._meta(), material.stills
+    )
     concept.save(self.workdir / 'concept.safetensors')
     self._report(concept, material, timings)
     return concept

@@ -1,37 +1,55 @@
-"""Prompts -> videos: text features, noise, the flow's sampler, the decoder."""
+"""Prompts and storyboards -> videos: one function for both."""
 
 from collections.abc import Sequence
 import functools
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import flow, lora, machine
+from dcjax import flow, lora, timed_sampling
 from dcjax.concept import Concept, join
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
-from dcjax.models import vae_chunks
+from dcjax.latents import (
+  as_batch,
+  decode,
+  draw_noise,
+  encode_prompts,
+  encode_video,
+  null_text,
+  working_dtype,
+)
 from dcjax.models.dit import DiT
-from dcjax.models.wan_vae import WanVAE
+from dcjax.storyboard import Storyboard
 from dcjax.text_features import remember, text_features
+from dcjax.timed_plan import Changes
 from dcjax.weights.base import Base
 
-
-def working_dtype() -> jnp.dtype:
-  """Of activations: bfloat16 on accelerators; XLA:CPU is faster in float32."""
-  cpu = machine.backend() == 'cpu'
-  return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16)
+# What callers find here beside `sample` and `generate`.
+__all__ = [
+  'decode',
+  'draw_noise',
+  'encode_prompts',
+  'encode_video',
+  'generate',
+  'null_text',
+  'sample',
+  'text_features',
+  'working_dtype',
+]
 
 
 def sample(
   base: Base,
-  prompt: str | Sequence[str],
+  prompt: str | Storyboard | Sequence[str] | Sequence[Storyboard],
   *,
   concepts: Sequence[Concept] = (),
+  references: Base | str | os.PathLike | None = None,
   negative: str = '',
-  seed: int = 0,
+  seed: int | None = None,
   noise: np.ndarray | None = None,
   frames: int | None = None,
   height: int | None = None,
@@ -39,41 +57,65 @@ def sample(
   steps: int | None = None,
   guidance: float | None = None,
   shift: float | None = None,
-  sampler: str = 'unipc',
+  sampler: str | None = None,
   dtype: Any = None,
 ) -> np.ndarray:
-  """Makes a video of a prompt, or one of each of several.
+  """Makes a video of a prompt or storyboard, or one of each of several.
 
   Args:
     base: the model.
     prompt: may hold the learned words of the concepts, such as `[v]` and `[u]`.
+      Or a storyboard, or several of one shape.
     concepts: put in together; the words of several are numbered in order:
-      [v1] [u1] [v2] [u2] ...
+      [v1] [u1] [v2] [u2] ... A storyboard holds its own.
+    references: for storyboards, folder of trained added parameters, or the base
+      that `weights.reference.equip` makes of them; default the base's own.
     negative: prompt of the unguided pass.
-    seed: of the noise; several prompts get several noises from it.
+    seed: of the noise; several prompts get several noises from it. Default 0,
+      or that of the storyboard.
     noise: [f h w c] latents (or [n f h w c]) instead of drawn ones; it then
       gives the size of the video.
     frames: 1 + a multiple of the base's temporal factor; default the base's.
     height: pixels; default the base's.
     width: pixels; default the base's.
     steps: of the sampler; default the base's.
-    guidance: scale g of Eq. (6) of `flow`; default the base's.
+    guidance: scale g of Eq. (6) of `flow`; default the base's. A storyboard
+      holds its own.
     shift: time shift, Eq. (5) of `flow`; default the base's.
-    sampler: 'unipc', 'euler' or 'diffusers_euler'.
+    sampler: 'unipc', 'euler' or 'diffusers_euler'; default unipc, see
+      `timed_plan.defaults` for storyboards.
     dtype: of activations; default float32 on a CPU, else bfloat16.
 
   Returns:
-    uint8 [f h w 3], or [n f h w 3] for a sequence of prompts.
+    uint8 [f h w 3], or [n f h w 3] for a sequence.
   """
-  many = [prompt] if isinstance(prompt, str) else list(prompt)
+  single = isinstance(prompt, str | Storyboard)
+  many = [prompt] if single else list(prompt)
+  if any(isinstance(x, Storyboard) for x in many):
+    if concepts or guidance is not None:
+      raise DcjaxError(
+        'concepts and guidance of a storyboard stand in it; leave them out of '
+        'the call'
+      )
+    videos = timed_sampling.sample(
+      base,
+      many,
+      references=references,
+      changes=Changes(frames, height, width, seed, steps, shift),
+      negative=negative,
+      noise=noise,
+      sampler=sampler,
+      dtype=dtype,
+    )
+    return videos[0] if single else videos
   f = base.format
   steps = f.steps if steps is None else steps
   if steps < 1:
     raise DcjaxError(f'steps is {steps}; a sampler takes at least 1')
   if noise is None:
     size = (frames or f.frames, height or f.height, width or f.width)
-    noise = draw_noise(base, len(many), seed, *size)
-  noise = _as_batch(base, noise, len(many))
+    noise = draw_noise(base, len(many), seed or 0, *size)
+  noise = as_batch(base, noise, len(many))
   transformer, tokens = base.params['transformer'], {}
   if concepts:
     transformer, tokens = join(concepts).put_into(base, transformer)
@@ -86,41 +128,13 @@ def sample(
     jnp.concatenate([text, null]),
     jnp.concatenate([mask, null_mask]),
     dit=DiT(base.dit, dtype or working_dtype()),
-    sampler=sampler,
+    sampler=sampler or 'unipc',
     steps=steps,
     shift=float(base.shift if shift is None else shift),
     guidance=float(f.guidance if guidance is None else guidance),
   )
   videos = decode(base, latents)
-  return videos[0] if isinstance(prompt, str) else videos
-
-
-def _as_batch(base: Base, noise: Any, n: int) -> jax.Array:
-  """Noise of n videos as float32 [n f h w c]; DcjaxError if it is not."""
-  noise = jnp.asarray(noise, jnp.float32)
-  if noise.ndim == 4 and n == 1:
-    noise = noise[None]
-  dit = base.dit
-  if (
-    noise.ndim != 5
-    or (len(noise), noise.shape[-1]) != (n, dit.channels)
-    or any(x % p for x, p in zip(noise.shape[1:4], dit.patch, strict=True))
-  ):
-    raise DcjaxError(
-      f'noise is {list(noise.shape)}; expected [{n} f h w {dit.channels}] with '
-      f'f, h, w in multiples of {", ".join(map(str, dit.patch))}'
-    )
-  return noise
-
-
-def draw_noise(
-  base: Base, n: int, seed: int, frames: int, height: int, width: int
-) -> jax.Array:
-  """n noises [n f h w c]; the i-th depends on the seed and i alone."""
-  shape = base.latent_shape(frames, height, width)
-  key = jax.random.key(seed)
-  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)
-  return jax.vmap(draw)(jnp.arange(n))
+  return videos[0] if single else videos
 
 
 @functools.partial(
@@ -167,39 +181,3 @@ def generate(
     return flow.guide(v[:n], v[n:], guidance)
 
   return flow.solve(sampler, velocity, noise, steps=steps, shift=shift)
-
-
-def encode_prompts(
-  base: Base, prompts: Sequence[str], tokens: dict[str, Any]
-) -> tuple[jax.Array, jax.Array]:
-  """Features [b l d], zero where padded, with learned words; and mask [b l]."""
-  encoded = prompts_lib.encode(
-    base.tokenizer,
-    prompts,
-    base.format.text_length,
-    prompts_lib.sizes_of(tokens),
-  )
-  features = text_features(base, encoded.ids, encoded.mask)
-  return (
-    prompts_lib.place(features, tokens, jnp.asarray(encoded.slots)),
-    jnp.asarray(encoded.mask),
-  )
-
-
-def null_text(base: Base) -> dict[str, jax.Array]:
-  """The empty prompt: 'features' [1 l d] and 'mask' [1 l]."""
-  features, mask = encode_prompts(base, [''], {})
-  return {'features': features, 'mask': mask}
-
-
-def encode_video(base: Base, video: np.ndarray) -> np.ndarray:
-  """Videos uint8 [b f h w 3] -> normalised latents [b f h w c], the mean."""
-  vae, params = WanVAE(base.vae), base.params['vae']
-  # One at a time: memory stays that of one clip, or of a chunk of a large one.
-  return np.stack([vae_chunks.encode(params, clip, vae) for clip in video])
-
-
-def decode(base: Base, latents: Any) -> np.ndarray:
-  """Normalised latents [b f h w c] -> videos uint8 [b f h w 3]."""
-  vae, params = WanVAE(base.vae), base.params['vae']
-  return np.stack([vae_chunks.decode(params, z, vae) for z in latents])

@@ -59,6 +59,7 @@ class TimedConcept:
     image: for 'reference', path of a picture instead of the frames that the
       file carries.
     text: for 'event', its sentence; '' takes the prompts of its training.
+    fade: seconds over which its LoRA comes and goes.
   """
 
   file: str
@@ -70,6 +71,7 @@ class TimedConcept:
   word: str = ''
   image: str = ''
   text: str = ''
+  fade: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

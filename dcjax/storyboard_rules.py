@@ -62,6 +62,8 @@ def _check_concept(story: Any, x: Any, where: str) -> None:
   _text(x.file, f'{where}.file')
   for key in ('identity', 'motion'):
     _number(getattr(x, key), f'{where}.{key}')
+  if _number(x.fade, f'{where}.fade') < 0:
+    raise DcjaxError(f'{where}.fade is {x.fade:g}; expected 0 s or more')
   if x.timing not in TIMINGS:
     raise DcjaxError(
       f'{where}.timing is {x.timing!r}; use one of {", ".join(TIMINGS)}'

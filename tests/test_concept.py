@@ -161,6 +161,18 @@ def test_save_and_load_are_inverse(base, tmp_path, side):
   ]
 
 
+def test_a_concept_may_carry_frames(base, tmp_path):
+  frames = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), np.uint8)
+  c = Concept.from_params(trained(base), base, META, frames)
+  c.save(tmp_path / 'c')
+  np.testing.assert_array_equal(Concept.load(tmp_path / 'c').frames, frames)
+  assert c.scaled(0.5).frames is frames
+  assert concept(base).frames is None
+  assert join([c, concept(base, 1)]).frames is None
+  with pytest.raises(DcjaxError, match=r'frames are float32 .* not uint8'):
+    Concept.from_params(trained(base), base, META, frames.astype(np.float32))
+
+
 def test_the_keys_are_the_documented_ones(base, tmp_path):
   path = concept(base, targets='cross_attn/q/kernel').save(tmp_path / 'c')
   shapes = {key: x.shape for key, x in load_file(path).items()}
@@ -250,6 +262,7 @@ LAYER = {
     ({}, {'tokens/v': np.zeros(3)}, r'\[v\] is \(3,\), expected \(n, d\)'),
     ({}, {'tokens/w': np.zeros((1, 3))}, r'\[w\] is not a learned word'),
     ({}, {'tokens/v': np.full((1, 3), np.nan)}, 'v holds numbers'),
+    ({}, {'frames': np.zeros((2, 4, 4, 3))}, 'frames are float32'),
   ],
 )
 def test_load_says_what_is_wrong(tmp_path, meta, tensors, says):

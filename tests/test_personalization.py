@@ -215,6 +215,7 @@ def test_the_folder_holds_everything(run):
     *('final_reconstruction', 'final_new'),
   }
   saved = Concept.load(workdir / 'concept.safetensors')
+  assert saved.frames.shape == (3, 16, 32, 3)
   assert tiny.equal(saved.lora, concept.lora)
   assert saved.meta['prompts'] == {
     'appearance': tiny.APPEARANCE,

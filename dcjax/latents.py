@@ -1,0 +1,86 @@
+"""What a sampler begins and ends with: noise, features of texts, latents."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax import machine
+from dcjax.data import prompts as prompts_lib
+from dcjax.errors import DcjaxError
+from dcjax.models import vae_chunks
+from dcjax.models.wan_vae import WanVAE
+from dcjax.text_features import text_features
+from dcjax.weights.base import Base
+
+
+def working_dtype() -> jnp.dtype:
+  """Of activations: bfloat16 on accelerators; XLA:CPU is faster in float32."""
+  cpu = machine.backend() == 'cpu'
+  return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16)
+
+
+def as_batch(base: Base, noise: Any, n: int) -> jax.Array:
+  """Noise of n videos as float32 [n f h w c]; DcjaxError if it is not."""
+  noise = jnp.asarray(noise, jnp.float32)
+  if noise.ndim == 4 and n == 1:
+    noise = noise[None]
+  dit = base.dit
+  if (
+    noise.ndim != 5
+    or (len(noise), noise.shape[-1]) != (n, dit.channels)
+    or any(x % p for x, p in zip(noise.shape[1:4], dit.patch, strict=True))
+  ):
+    raise DcjaxError(
+      f'noise is {list(noise.shape)}; expected [{n} f h w {dit.channels}] with '
+      f'f, h, w in multiples of {", ".join(map(str, dit.patch))}'
+    )
+  return noise
+
+
+def draw_noise(
+  base: Base, n: int, seed: int, frames: int, height: int, width: int
+) -> jax.Array:
+  """n noises [n f h w c]; the i-th depends on the seed and i alone."""
+  shape = base.latent_shape(frames, height, width)
+  key = jax.random.key(seed)
+  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)
+  return jax.vmap(draw)(jnp.arange(n))
+
+
+def encode_prompts(
+  base: Base, prompts: Sequence[str], tokens: dict[str, Any]
+) -> tuple[jax.Array, jax.Array]:
+  """Features [b l d], zero where padded, with learned words; and mask [b l]."""
+  encoded = prompts_lib.encode(
+    base.tokenizer,
+    prompts,
+    base.format.text_length,
+    prompts_lib.sizes_of(tokens),
+  )
+  features = text_features(base, encoded.ids, encoded.mask)
+  return (
+    prompts_lib.place(features, tokens, jnp.asarray(encoded.slots)),
+    jnp.asarray(encoded.mask),
+  )
+
+
+def null_text(base: Base) -> dict[str, jax.Array]:
+  """The empty prompt: 'features' [1 l d] and 'mask' [1 l]."""
+  features, mask = encode_prompts(base, [''], {})
+  return {'features': features, 'mask': mask}
+
+
+def encode_video(base: Base, video: np.ndarray) -> np.ndarray:
+  """Videos uint8 [b f h w 3] -> normalised latents [b f h w c], the mean."""
+  vae, params = WanVAE(base.vae), base.params['vae']
+  # One at a time: memory stays that of one clip, or of a chunk of a large one.
+  return np.stack([vae_chunks.encode(params, clip, vae) for clip in video])
+
+
+def decode(base: Base, latents: Any) -> np.ndarray:
+  """Normalised latents [b f h w c] -> videos uint8 [b f h w 3]."""
+  vae, params = WanVAE(base.vae), base.params['vae']
+  return np.stack([vae_chunks.decode(params, z, vae) for z in latents])

@@ -1,0 +1,137 @@
+"""What a base makes of a storyboard: lengths, times and numbers in full."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcjax import flow
+from dcjax.errors import DcjaxError
+from dcjax.models import intervals
+from dcjax.storyboard import Guidance, Storyboard
+from dcjax.weights.base import Base
+
+
+class Changes(NamedTuple):
+  """What a caller says otherwise than the storyboards; None: as they say."""
+
+  frames: int | None = None
+  height: int | None = None
+  width: int | None = None
+  seed: int | None = None
+  steps: int | None = None
+  shift: float | None = None
+
+
+def defaults(base: Base) -> dict[str, Any]:
+  """Steps, shift, guidance and sampler of storyboards that do not say.
+
+  The embedded base has its own; others those of AlcheMinT, with the guidance
+  of three weights that is Wan's 5 where there are no references.
+  """
+  if base.name == 'world':
+    return {
+      'steps': base.format.steps,
+      'shift': base.shift,
+      'guidance': Guidance(text=base.format.guidance - 1.0, reference=1.0),
+      'sampler': 'unipc',
+    }
+  return {
+    'steps': 40,
+    'shift': 5.66,
+    'guidance': Guidance(text=4.0, reference=1.5),
+    'sampler': 'euler',
+  }
+
+
+def resolve(
+  base: Base, story: Storyboard, changes: Changes | None = None
+) -> Storyboard:
+  """The storyboard with the base's values where it has none.
+
+  Raises:
+    DcjaxError: the base cannot make that length or size, or an interval is
+      outside the video.
+  """
+  f, own, changes = base.format, defaults(base), changes or Changes()
+  fps = story.fps or f.fps
+  seconds = story.seconds or (f.frames - 1) / fps
+  if changes.frames is not None:
+    seconds = (changes.frames - 1) / fps
+  height, width = story.size or (f.height, f.width)
+  new = dataclasses.replace(
+    story,
+    fps=fps,
+    seconds=seconds,
+    size=(changes.height or height, changes.width or width),
+    seed=story.seed if changes.seed is None else changes.seed,
+    steps=changes.steps or story.steps or own['steps'],
+    shift=float(changes.shift or story.shift or own['shift']),
+    guidance=story.guidance or own['guidance'],
+    references=[_ending(x, seconds) for x in story.references],
+    concepts=[_ending(x, seconds) for x in story.concepts],
+  )
+  base.latent_shape(frames_of(base, new), *new.size)
+  return new
+
+
+def _ending(x: Any, seconds: float) -> Any:
+  return dataclasses.replace(x, end=seconds if x.end is None else x.end)
+
+
+def frames_of(base: Base, story: Storyboard) -> int:
+  """Frames of a resolved storyboard: 1 + seconds fps.
+
+  Raises:
+    DcjaxError: the base cannot make that many.
+  """
+  stride = base.vae.scale_factor_temporal
+  steps = story.seconds * story.fps / stride
+  if round(steps) < 1 or abs(steps - round(steps)) > 0.01:
+    could = [n * stride / story.fps for n in (int(steps), int(steps) + 1) if n]
+    raise DcjaxError(
+      f'{base.name} cannot make {story.seconds:g} s at {story.fps:g} frames a '
+      f'second, as it makes 1 + {stride}k frames; take '
+      f'{" or ".join(f"{x:g}" for x in could)} s'
+    )
+  return 1 + stride * round(steps)
+
+
+def coefficients(guidance: Guidance) -> flow.Coefficients:
+  """Guidance of a storyboard as the coefficients of Eq. (7) of `flow`."""
+  if guidance.form == 'instruct_pix2pix':
+    return flow.instruct_pix2pix(guidance.reference, guidance.text)
+  if guidance.form == 'video_alchemist':
+    return flow.video_alchemist(guidance.text, guidance.reference)
+  return flow.three_weight(guidance.text, guidance.reference, guidance.both)
+
+
+def latent_time(base: Base, story: Storyboard, seconds: Any) -> np.ndarray:
+  """Seconds of a resolved storyboard -> latent time, of the same shape."""
+  stride = base.vae.scale_factor_temporal
+  frames = (frames_of(base, story) - 1) // stride + 1
+  seconds = np.asarray(seconds, np.float32)
+  return intervals.latent_time(seconds, story.fps, stride, frames)
+
+
+def check_alike(stories: Sequence[Storyboard]) -> None:
+  """Raises DcjaxError if storyboards do not fit into one batch."""
+  if not stories:
+    raise DcjaxError('no storyboards to sample, expected at least one')
+  for key in ('seconds', 'size', 'fps', 'steps', 'shift', 'guidance'):
+    values = list(dict.fromkeys(getattr(x, key) for x in stories))
+    if len(values) > 1:
+      raise DcjaxError(
+        f'storyboards of one batch differ in {key}: {values[0]} and '
+        f'{values[1]}; sample them apart'
+      )
+  same = ('file', 'identity', 'motion', 'timing')
+  casts = {
+    tuple(tuple(getattr(c, k) for k in same) for c in x.concepts)
+    for x in stories
+  }
+  if len(casts) > 1:
+    raise DcjaxError(
+      'storyboards of one batch have different concepts; sample them apart'
+    )
