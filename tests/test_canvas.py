@@ -165,7 +165,7 @@ def test_files_are_turned_as_they_say(tmp_path):
 
 
 def test_palettes_may_be_clear(tmp_path):
-  image, mask = with_box((0, 255, 0))
+  _, mask = with_box((0, 255, 0))
   palette = Image.fromarray(np.where(mask, 0, 1).astype(np.uint8), 'P')
   palette.putpalette([*RED, 0, 255, 0])
   palette.save(tmp_path / 'x.png', transparency=1)
