@@ -105,12 +105,7 @@ class Dataset:
     if split not in builder.info.splits:
       known = ', '.join(builder.info.splits) or 'none'
       raise DcjaxError(f'{folder} has no split {split!r}; it has: {known}')
-    try:
-      self._source = builder.as_data_source(split)
-    except Exception as error:  # array_record raises bare RuntimeError
-      raise DcjaxError(
-        f'{folder} cannot be opened: {_first_line(error)}'
-      ) from error
+    self._source = builder.as_data_source(split)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -119,7 +114,14 @@ class Dataset:
     if not 0 <= index < len(self):
       raise IndexError(f'clip {index} of {len(self)}')
     where = f'{self._folder}: clip {index}'
-    clip = _from_example(self._source[int(index)], where)
+    try:
+      example = self._source[int(index)]
+    except Exception as error:  # array_record and TFDS raise what they like
+      raise DcjaxError(
+        f'{where} cannot be read, its file is cut off or altered: '
+        f'{_first_line(error)}'
+      ) from error
+    clip = _from_example(example, where)
     check(clip, where)
     return clip
 

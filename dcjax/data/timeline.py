@@ -34,7 +34,8 @@ class World:
   """A source of annotated clips, 64x64 pixels at 8 frames a second.
 
   Clip i depends on (seed, split, i, frames) alone. Its video has `frames`
-  frames and one for each of its subjects.
+  frames and one for each of its subjects, so that the window to learn from is
+  the first one.
 
   Args:
     count: of clips.
@@ -48,7 +49,12 @@ class World:
   """
 
   def __init__(
-    self, count: int, *, seed: int = 0, split: str = 'train', frames=FRAMES
+    self,
+    count: int,
+    *,
+    seed: int = 0,
+    split: str = 'train',
+    frames: int = FRAMES,
   ):
     for name, value, least in (
       ('count', count, 0),
