@@ -45,8 +45,8 @@ TEST = [
   'torch==2.13.0',
 ]
 
-# To look at what runs and evaluations wrote.
-EVAL = ['tensorboard']
+# To look at what runs wrote, and to judge real videos with networks of others.
+EVAL = ['diffusers', 'tensorboard', 'torch']
 
 setup(
   name='dcjax',

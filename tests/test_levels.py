@@ -76,7 +76,8 @@ LEVELS = """
   evals.reading
   evals.oracle
   evals.world_judge
-  evals.s2vtime
+  evals.s2vtime  evals.making
+  evals.study
   evals.sighting
   evals.concepts
   evals.base

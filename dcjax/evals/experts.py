@@ -192,13 +192,13 @@ class Experts:
     side = self.clip.config.vision_config.image_size
     found = []
     for i in range(0, len(pictures), _BATCH):
-      batch = [crops.square(x) for x in pictures[i : i + _BATCH]]
-      pixels = torch.cat(
-        [crops.pixels([x], (side, side), crops.CLIP) for x in batch]
-      )
+      batch = [
+        crops.pixels([crops.square(x)], (side, side), crops.CLIP)
+        for x in pictures[i : i + _BATCH]
+      ]
       with torch.inference_mode():
         out = self.clip.get_image_features(
-          torch.cat(pixels).to(self.clip.device)
+          torch.cat(batch).to(self.clip.device)
         )
       found.append(crops.unit(out))
     return np.concatenate(found)

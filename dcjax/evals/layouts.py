@@ -7,8 +7,8 @@ it is an action that comes and the object stays.
 
 CineBenchSyn: a folder with annotations/ID_ultra_dense.json, which hold
 `summary`, `global_entities` and `dense_entities` with `time_intervals`, and
-reference_images/. Names are braced words, {camera} and {transition} are no
-subjects, and a subject is there wherever an event of its is.
+reference_images/. Names are braced words, of which {camera}, {transition} and
+{scene_...} are no subjects. A subject is there wherever an event of its is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -179,7 +179,8 @@ def _cine_item(file: Path, root: Path, folder: Path) -> Item | None:
   for entity, about in entities.items():
     picture = _cine_picture(about, entity, root, number)
     present = _union([e for who, e in told if who == entity])
-    if picture is None or not present or entity in _NOBODY:
+    nobody = entity in _NOBODY or entity.startswith('{scene')
+    if picture is None or not present or nobody:
       continue
     copy = folder / 'images' / picture.name
     copy.parent.mkdir(parents=True, exist_ok=True)
