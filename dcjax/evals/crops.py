@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-# (mean, standard deviation) of RGB that networks were trained with.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Networks were trained with (mean and standard deviation of RGB, resampling).
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bilinear')
 CLIP = (
   (0.48145466, 0.4578275, 0.40821073),
   (0.26862954, 0.26130258, 0.27577711),
+  'bicubic',
 )
 
 
@@ -60,17 +61,26 @@ def crop(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 def pixels(
   pictures: Sequence[np.ndarray],
   size: tuple[int, int],
-  statistics: tuple[Sequence[float], Sequence[float]],
+  trained: tuple[Sequence[float], Sequence[float], str],
 ) -> Any:
   """Tensor [n 3 h w] of pictures uint8 [h w 3] of one size, normalised."""
   import torch
 
+  mean, std, mode = trained
   x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
   x = torch.nn.functional.interpolate(
-    x, size, mode='bicubic', align_corners=False, antialias=True
+    x, size, mode=mode, align_corners=False, antialias=True
   ).clamp(0, 1)
-  mean, std = (torch.tensor(v)[:, None, None] for v in statistics)
+  mean, std = (torch.tensor(v)[:, None, None] for v in (mean, std))
   return (x - mean) / std
+
+
+def fitted(
+  height: int, width: int, shortest: int, longest: int
+) -> tuple[int, int]:
+  """(height, width) with a shortest side, unless the longest is too long."""
+  scale = min(shortest / min(height, width), longest / max(height, width))
+  return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def unit(out: Any) -> np.ndarray:

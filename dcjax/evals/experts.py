@@ -118,9 +118,7 @@ class Experts:
     import torch
 
     h, w, _ = picture.shape
-    shortest, longest = self.sides
-    scale = min(shortest / min(h, w), longest / max(h, w))
-    size = max(1, round(h * scale)), max(1, round(w * scale))
+    size = crops.fitted(h, w, *self.sides)
     words = self.detector_words(
       phrase.lower().rstrip('.') + '.', return_tensors='pt'
     )
