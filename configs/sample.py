@@ -1,4 +1,4 @@
-"""Makes videos of prompts, with or without concepts.
+"""Makes videos of prompts, with or without concepts, and of storyboards.
 
   python -m dcjax.main --config=configs/sample.py \
     --config.prompt=\
@@ -8,8 +8,11 @@
     --config.prompt=\
     "a [v] thing on a striped teal background. the thing is [u] moving."
 
+  python -m dcjax.main --config=configs/sample.py \
+    --config.storyboard=examples/two_subjects.json
+
 Several concepts are separated by commas; their words are then [v1] [u1] [v2]
-[u2]. A number left at 0 is the base's own.
+[u2]. A number left at 0 is the base's own, or that of the storyboard.
 """
 
 from ml_collections import ConfigDict
@@ -28,11 +31,14 @@ def get_config(variant: str = '') -> ConfigDict:
   c.concepts = ''  # concept files, or LoRA files of other tools
   c.identity = 1.0  # weight of the look
   c.motion = 1.0  # weight of the motion
+  # JSON: prompt, references with intervals, concepts and timed captions.
+  c.storyboard = ''
+  c.references = ''  # folder of trained references; empty: the base's own
   c.seed = 0
   c.steps = 0
   c.guidance = 0.0
   c.shift = 0.0
-  c.sampler = 'unipc'  # or euler, diffusers_euler
+  c.sampler = ''  # unipc, euler or diffusers_euler; empty: the base's own
   c.frames = 0
   c.height = 0
   c.width = 0

@@ -1,33 +1,55 @@
-"""The `sample` task: prompts and concepts of a config -> video files.
+"""The `sample` task: prompts, concepts and storyboards -> video files.
 
-Beside every video lies a JSON file with all that is needed to make it again.
+Beside every video lies a JSON file with all that is needed to make it again,
+and beside that of a storyboard a picture of its timeline.
 """
 
+import hashlib
 import json
 from pathlib import Path
 import re
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
-from dcjax import machine, sampling
+from dcjax import (
+  machine,
+  sampling,
+  timed_concepts,
+  timed_plan,
+  timed_report,
+)
 from dcjax.concept import Concept
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
+from dcjax.report import timeline
+from dcjax.storyboard import Storyboard
 from dcjax.weights.base import Base, load_base
+from dcjax.weights.reference import FILE
+
+FORMATS = ('mp4', 'gif', 'webp')
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Writes one video a prompt into the folder."""
+  """Writes one video a prompt, or that of a storyboard, into the folder."""
+  if config.format not in FORMATS:
+    raise DcjaxError(
+      f'config.format is {config.format!r}; use mp4, gif or webp'
+    )
+  if config.storyboard:
+    _run_storyboard(config, Path(workdir))
+  else:
+    _run_prompts(config, Path(workdir))
+
+
+def _run_prompts(config: ConfigDict, workdir: Path) -> None:
   prompts = [p for p in (config.prompt, *config.prompts) if p]
   if not prompts:
     raise DcjaxError(
       'there is no prompt; give --config.prompt="a red star on a plain navy '
       'background"'
     )
-  suffix = config.format
-  if suffix not in ('mp4', 'gif', 'webp'):
-    raise DcjaxError(f'config.format is {suffix!r}; use mp4, gif or webp')
   base = load_base(config.base)
   concepts = [
     Concept.load(path.strip()).scaled(config.identity, config.motion)
@@ -35,15 +57,85 @@ def run(config: ConfigDict, workdir: str) -> None:
     if path.strip()
   ]
   options = _options(config)
+  options['sampler'] = options['sampler'] or 'unipc'
   videos = sampling.sample(base, prompts, concepts=concepts, **options)
   for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
-    path = Path(workdir) / f'{_slug(prompt)}_{config.seed}_{i}.{suffix}'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scale = config.scale or max(1, 256 // video.shape[1])
-    video_lib.write_video(path, video, base.format.fps, scale=scale)
+    name = f'{_slug(prompt)}_{config.seed}_{i}'
     record = _record(base, config, concepts, prompt, i, options)
-    path.with_suffix('.json').write_text(json.dumps(record, indent=2) + '\n')
-    print(path)
+    _write(workdir / name, video, base.format.fps, config, record)
+
+
+def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
+  for key in ('prompt', 'prompts', 'concepts', 'guidance'):
+    if config[key]:
+      raise DcjaxError(
+        f'config.{key} is given beside config.storyboard, in which it has its '
+        'place; give one of the two'
+      )
+  story = Storyboard.load(config.storyboard)
+  base = load_base(config.base)
+  options = _options(config)
+  del options['guidance']
+  options['seed'] = options['seed'] or None
+  changes = timed_plan.Changes(
+    **{key: options[key] for key in timed_plan.Changes._fields}
+  )
+  story = timed_plan.resolve(base, story, changes)
+  video = sampling.sample(
+    base,
+    story,
+    references=config.references or None,
+    negative=config.negative,
+    sampler=options['sampler'],
+  )
+  concepts = timed_concepts.load(story.concepts)
+  lanes, note = timed_report.lanes(base, story, video, concepts)
+  folder = Path(config.references or base.reference_folder)
+  record = {
+    'storyboard': _absolute(story),
+    'base': {'name': base.name, 'fingerprint': base.fingerprint},
+    'references': {
+      'folder': str(folder.resolve()),
+      'sha256': hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
+    },
+    'sampler': options['sampler'] or timed_plan.defaults(base)['sampler'],
+    'negative': config.negative,
+    'seen': {
+      x.name: timeline.spans(x.present, story.fps)
+      for x in lanes
+      if x.present is not None
+    },
+    'machine': machine.describe(),
+  }
+  path = workdir / f'{Path(config.storyboard).stem}_{story.seed}'
+  _write(path, video, story.fps, config, record)
+  picture = path.with_name(f'{path.name}_timeline.png')
+  title = story.prompt
+  timeline.write(picture, video, story.fps, lanes, title=title, note=note)
+  print(picture)
+
+
+def _absolute(story: Storyboard) -> dict[str, Any]:
+  """As JSON, with files named in full: to be read from anywhere."""
+  record = story.to_json()
+  for x in (*record.get('references', ()), *record.get('concepts', ())):
+    for key in ('image', 'file'):
+      if key in x:
+        x[key] = str(Path(x[key]).resolve())
+  return record
+
+
+def _write(
+  path: Path, video: np.ndarray, fps: float, config: ConfigDict, record: Any
+) -> None:
+  """PATH.FORMAT and PATH.json."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = path.with_name(f'{path.name}.{config.format}')
+  scale = config.scale or max(1, 256 // video.shape[1])
+  video_lib.write_video(file, video, fps, scale=scale)
+  text = json.dumps(record, indent=2) + '\n'
+  path.with_name(f'{path.name}.json').write_text(text)
+  print(file)
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:
@@ -51,7 +143,7 @@ def _options(config: ConfigDict) -> dict[str, Any]:
   names = ('steps', 'guidance', 'shift', 'frames', 'height', 'width')
   return {name: config[name] or None for name in names} | {
     'seed': config.seed,
-    'sampler': config.sampler,
+    'sampler': config.sampler or None,
     'negative': config.negative,
   }
 

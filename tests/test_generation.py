@@ -10,10 +10,13 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import generation, lora, sampling
+from dcjax import generation, lora, sampling, storyboard, tree
 from dcjax.concept import Concept
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
+from dcjax.models.reference import ADDED, ReferenceConfig
+from dcjax.storyboard import Event, Reference, Storyboard
+from dcjax.weights import reference as reference_lib
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -141,3 +144,90 @@ def test_mistakes_are_one_line(config, tmp_path, options, line):
   with pytest.raises(DcjaxError, match=line):
     generation.run(config, str(tmp_path))
   assert not list(tmp_path.iterdir())
+
+
+# ---- storyboards -------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def references(base, tmp_path_factory):
+  """A folder of added parameters, as a training leaves it."""
+  config = ReferenceConfig(tag_tokens=2, max_references=2)
+  fresh = reference_lib.fresh(base, config, jax.random.key(0))
+  added, _ = tree.partition(fresh.params['transformer'], ADDED)
+  path = tmp_path_factory.mktemp('trained') / 'reference'
+  reference_lib.save(path, base, config, added)
+  return str(path)
+
+
+@pytest.fixture
+def board(tmp_path):
+  """The path of a storyboard with a picture."""
+  folder = tmp_path / 'story'
+  folder.mkdir()
+  video_lib.write_video(
+    folder / 'cat.png', np.full((1, 8, 8, 3), (200, 30, 40), np.uint8), 1.0
+  )
+  story = Storyboard(
+    'a cat in the snow.',
+    seconds=1.0,
+    seed=5,
+    references=[Reference(str(folder / 'cat.png'), 'cat', 0.25, 0.75)],
+    events=[Event('the cat jumps.', 0.25, 0.75)],
+  )
+  return str(story.save(folder / 'snow.json'))
+
+
+def test_a_storyboard_is_a_video_a_record_and_a_timeline(
+  base, config, written, references, board, tmp_path
+):
+  config.storyboard, config.references = board, references
+  out = tmp_path / 'out'
+  generation.run(config, str(out))
+  names = ('snow_5.mp4', 'snow_5.json', 'snow_5_timeline.png')
+  assert sorted(x.name for x in out.iterdir()) == sorted(names)
+  record = json.loads((out / 'snow_5.json').read_text())
+  assert record['base']['fingerprint'] == base.fingerprint
+  assert len(record['references']['sha256']) == 64
+  assert record['seen'] == {}  # This base has no judge.
+  # The record is enough to make it again, from anywhere.
+  again = sampling.sample(
+    base,
+    storyboard.parse(record['storyboard'], '/'),
+    references=record['references']['folder'],
+    sampler=record['sampler'],
+    negative=record['negative'],
+  )
+  np.testing.assert_array_equal(again, written['snow_5.mp4'])
+  assert len(again) == 9 and record['storyboard']['steps'] == 2
+
+
+def test_the_command_stands_above_the_storyboard(
+  config, written, references, board, tmp_path
+):
+  config.storyboard, config.references = board, references
+  config.seed, config.frames, config.width = 8, 13, 48
+  generation.run(config, str(tmp_path / 'out'))
+  assert written['snow_8.mp4'].shape == (13, 16, 48, 3)
+
+
+@pytest.mark.parametrize(
+  'options, line',
+  [
+    ({'prompt': 'a cat'}, 'config.prompt is given beside config.storyboard'),
+    ({'guidance': 2.0}, 'config.guidance is given beside'),
+    ({'concepts': 'x'}, 'config.concepts is given beside'),
+    ({'storyboard': 'nowhere.json'}, 'there is no storyboard nowhere.json'),
+    ({'references': 'nowhere'}, 'nowhere/config.json is missing'),
+    ({'references': ''}, 'has no trained references'),
+    ({'frames': 5}, 'is outside the video'),
+    ({'sampler': 'ddim'}, "unknown sampler 'ddim'"),
+  ],
+)
+def test_mistakes_with_storyboards_are_one_line(
+  config, references, board, tmp_path, options, line
+):
+  config.update({'storyboard': board, 'references': references} | options)
+  with pytest.raises(DcjaxError, match=line):
+    generation.run(config, str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()

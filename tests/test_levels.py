@@ -37,7 +37,7 @@ LEVELS = """
   data.canvas
   data.world  data.timeline  data.casting
 
-  report.words  report.curves
+  report.words  report.curves  report.timeline
   report.clips  report.shell
   report.page  report.sheet
   report
@@ -59,7 +59,7 @@ LEVELS = """
   material  pretrain  finetuning.dataset  start
   gallery  alchemint.dataset  alchemint.objective
   finetuning.showcase  alchemint.run
-  personalization  generation  export
+  personalization  export
   finetuning.run  finetuning.inspection
   planning.programs
   planning.forecast
@@ -76,7 +76,8 @@ LEVELS = """
   evals.reading
   evals.oracle
   evals.world_judge
-  evals.s2vtime  evals.making
+  evals.s2vtime  evals.making  timed_report
+  generation
   evals.study
   evals.sighting
   evals.concepts

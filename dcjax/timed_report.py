@@ -1,0 +1,140 @@
+"""What became of a storyboard: the lanes of its timeline picture.
+
+On the embedded base who is there is read from the pixels: a subject by the
+colour of its reference, a concept by its two tones. On other bases nothing here
+measures it, and the picture says so; `evals.experts` does.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dcjax.concept import Concept
+from dcjax.data import canvas
+from dcjax.evals import oracle, timing, world_judge
+from dcjax.report.timeline import Lane
+from dcjax.storyboard import Storyboard, TimedConcept
+from dcjax.weights.base import Base
+
+_THUMBNAIL = (96, 96)
+# A pixel is of a tone if it is as near in RGB.
+_NEAR = 0.2
+_WHITE = 0.1
+
+
+def lanes(
+  base: Base,
+  story: Storyboard,
+  video: np.ndarray,
+  concepts: Sequence[Concept] = (),
+) -> tuple[list[Lane], str]:
+  """Lanes of `report.timeline`, and a note on how presence was measured.
+
+  Args:
+    base: that made the video.
+    story: resolved, see `timed_plan.resolve`.
+    video: uint8 [f h w 3].
+    concepts: of the storyboard, in its order.
+  """
+  subjects: dict[tuple[str, str], list[tuple[float, float]]] = {}
+  for x in story.references:
+    subjects.setdefault((x.word, x.image), []).append((x.start, x.end))
+  pictures = {
+    image: canvas.load_reference(image, _THUMBNAIL) for _, image in subjects
+  }
+  measured = base.name == 'world'
+  seen = _seen(video, pictures) if measured else {}
+  rows = [
+    Lane(word, 'reference', sorted(times), pictures[image], seen.get(image))
+    for (word, image), times in subjects.items()
+  ]
+  for placed, concept in zip(story.concepts, concepts, strict=True):
+    rows.append(_of_concept(placed, concept, video, measured))
+  rows += [
+    Lane(x.text, 'event', [(x.start, x.end)])
+    for x in sorted(story.events, key=lambda x: x.start)
+  ]
+  return rows, _note(rows, measured)
+
+
+def _note(rows: Sequence[Lane], measured: bool) -> str:
+  subjects = [x for x in rows if x.kind != 'event']
+  if not subjects:
+    return ''
+  if not measured:
+    return 'presence was not measured: only the embedded base has a judge'
+  unread = [x.name for x in subjects if x.present is None]
+  if unread:
+    return f'not told apart by colour: {", ".join(unread)}'
+  return 'presence by colour, from pixels alone'
+
+
+def _seen(
+  video: np.ndarray, pictures: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """{picture: [f] bool} of those that have a colour of their own."""
+  colors = {
+    name: world_judge.color_of(picture)
+    for name, picture in pictures.items()
+    if (picture < 200).any()
+  }
+  shared = Counter(colors.values())
+  return {
+    name: timing.presence(oracle.read(video, color).mask)
+    for name, color in colors.items()
+    if shared[color] == 1
+  }
+
+
+def _of_concept(
+  placed: TimedConcept, concept: Concept, video: np.ndarray, measured: bool
+) -> Lane:
+  picture = None
+  if placed.image:
+    picture = canvas.load_reference(placed.image, _THUMBNAIL)
+  elif concept.frames is not None:
+    still = concept.frames[len(concept.frames) // 2]
+    picture = canvas.canvas(still, _THUMBNAIL)
+  present = None
+  if measured and picture is not None:
+    present = tone_presence(video, picture)
+  name = placed.word or placed.text or '[v]'
+  return Lane(name, 'concept', [(placed.start, placed.end)], picture, present)
+
+
+def tone_presence(video: np.ndarray, picture: np.ndarray) -> np.ndarray | None:
+  """In which frames the two tones of a picture are seen.
+
+  Args:
+    video: uint8 [f h w 3].
+    picture: uint8 [h w 3], a subject on white.
+
+  Returns:
+    [f] bool, or None if the picture is no cut-out and has no tones of its own.
+  """
+  pixels = picture.astype(np.float32) / 255
+  rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+  subject = pixels[(1 - pixels).max(-1) > _WHITE]
+  if (rim < 1 - _WHITE).any() or len(subject) < 2:
+    return None
+  tones = _two_means(subject)
+  x = video.astype(np.float32)[..., None, :] / 255
+  apart = np.sqrt(((x - tones) ** 2).sum(-1)).min(-1)
+  return timing.presence(apart < _NEAR)
+
+
+def _two_means(pixels: np.ndarray, steps: int = 10) -> np.ndarray:
+  """Two colours [2 3] that pixels [n 3] gather about."""
+  off = pixels - pixels.mean(0)
+  along = off @ np.linalg.svd(off, full_matrices=False)[2][0]
+  tones = pixels[[along.argmin(), along.argmax()]]
+  for _ in range(steps):
+    nearest = ((pixels[:, None] - tones) ** 2).sum(-1).argmin(1)
+    tones = np.stack(
+      [
+        pixels[nearest == i].mean(0) if (nearest == i).any() else tones[i]
+        for i in range(2)
+      ]
+    )
+  return tones
