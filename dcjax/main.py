@@ -36,6 +36,7 @@ TASKS = {
   'pretrain': 'dcjax.pretrain',
   's2vtime': 'dcjax.evals.s2vtime',
   'sample': 'dcjax.generation',
+  'study': 'dcjax.evals.study',
 }
 
 

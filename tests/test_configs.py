@@ -4,6 +4,8 @@ import ast
 import importlib
 import importlib.util
 import pathlib
+import subprocess
+import sys
 
 from ml_collections import ConfigDict
 import pytest
@@ -79,7 +81,19 @@ def test_help_stays_fast(name):
     if isinstance(node, (ast.Import, ast.ImportFrom))
     for alias in node.names
   }
-  assert imported <= {'ml_collections', 'dcjax', 'dcjax.errors'}
+  light = {'ml_collections', 'dcjax', 'dcjax.errors', 'dcjax.alchemint'}
+  assert imported <= light
+
+
+def test_recipes_are_light():
+  program = (
+    'import sys\nfrom dcjax import recipes\n'
+    'from dcjax.alchemint import recipe\nprint("jax" in sys.modules)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == 'False'
 
 
 # ---- presets of Wan ----------------------------------------------------------

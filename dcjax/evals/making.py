@@ -1,0 +1,122 @@
+"""Videos of S2VTime's items, by systems that are told the time in other ways.
+
+  references  pictures with words and intervals
+  events      timed captions, no pictures
+  both        the two together
+  prompt      one text: 'WORD appears between S seconds and E seconds', which is
+              how models without time are run (AlcheMinT, Sec. 4)
+  phrases     one text that says when in the words of the procedural world
+
+The last two need no trained references.
+"""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcjax import sampling, storyboard
+from dcjax.data import video as video_lib
+from dcjax.errors import DcjaxError
+from dcjax.evals import items as items_lib
+from dcjax.evals.items import Benchmark, Item
+from dcjax.storyboard import Storyboard
+from dcjax.weights.base import Base
+
+SYSTEMS = ('references', 'events', 'both', 'prompt', 'phrases')
+# Of `data.scene.PRESENCES`: what the base was taught of time.
+_LATE, _EARLY, _MIDDLE = (
+  'appears late',
+  'leaves early',
+  'appears in the middle',
+)
+
+
+def make(
+  base: Base,
+  benchmark: Benchmark,
+  folder: str | os.PathLike,
+  *,
+  system: str = 'references',
+  references: str | os.PathLike | None = None,
+  batch: int = 8,
+  seed: int = 0,
+  **options: Any,
+) -> Path:
+  """Makes the video of every item, named by its id; those there are kept.
+
+  Args:
+    base: the model.
+    benchmark: of items of one length and size.
+    folder: of the videos.
+    system: how time is told, see the head of this file.
+    references: folder of trained added parameters; default the base's own.
+    batch: videos made at once.
+    seed: added to that of each item.
+    **options: steps, shift, guidance.
+
+  Raises:
+    DcjaxError: the system is unknown, or an item cannot be made.
+  """
+  if system not in SYSTEMS:
+    raise DcjaxError(f'system is {system!r}; use one of {", ".join(SYSTEMS)}')
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  path = lambda item: folder / f'{item.id}.mp4'
+  missing = [(i, x) for i, x in enumerate(benchmark.items)]
+  missing = [(i, x) for i, x in missing if not path(x).exists()]
+  for start in range(0, len(missing), batch):
+    part = missing[start : start + batch]
+    # A batch of another size would be compiled anew.
+    full = [*part, *part[-1:] * (batch - len(part))]
+    if system in ('prompt', 'phrases'):
+      videos = _of_prompts(base, [x for _, x in full], system, seed, options)
+    else:
+      stories = [_story(benchmark, i, x, system, seed) for i, x in full]
+      videos = sampling.sample(base, stories, references=references, **options)
+    for (_, item), video in zip(part, videos, strict=False):
+      video_lib.write_video(path(item), video, item.fps)
+    done = min(start + batch, len(missing))
+    print(f'{folder.name}: {done} of {len(missing)} videos', flush=True)
+  return folder
+
+
+def _story(
+  benchmark: Benchmark, index: int, item: Item, system: str, seed: int
+) -> Storyboard:
+  """The item as a storyboard of what the system is told."""
+  record = item.storyboard() | {'seed': item.seed + seed + 1000 * index}
+  if system == 'references':
+    record['events'] = []
+  elif system == 'events':
+    record['references'] = []
+  return storyboard.parse(record, benchmark.folder)
+
+
+def _of_prompts(
+  base: Base, items: Sequence[Item], system: str, seed: int, options: Any
+) -> np.ndarray:
+  write = items_lib.timed_prompt if system == 'prompt' else _phrased
+  item = items[0]
+  return sampling.sample(
+    base,
+    [write(x) for x in items],
+    seed=seed + sum(map(ord, item.id)),
+    frames=round(item.seconds * item.fps) + 1,
+    height=item.size[0],
+    width=item.size[1],
+    **{k: x for k, x in options.items() if k in ('steps', 'shift')},
+  )
+
+
+def _phrased(item: Item) -> str:
+  """The prompt with what the world's captions can say of an interval."""
+  said = []
+  for x in item.references:
+    late, early = x.start > 0.15 * item.seconds, x.end < 0.85 * item.seconds
+    phrase = _MIDDLE if late and early else _LATE if late else _EARLY
+    if late or early:
+      said.append(f'the {x.word} {phrase}.')
+  return ' '.join([item.prompt, *said])

@@ -1,0 +1,186 @@
+"""The `study` task: the rows of one table, trained and sampled alike.
+
+A row is a name with what differs from the others: options of the training, or
+another row's training sampled in another way. All rows share data, budget,
+items, noises and judge, and every row is run once a seed. A run that was
+interrupted goes on where it was.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from dcjax import machine
+from dcjax.alchemint.run import Training
+from dcjax.data import video as video_lib
+from dcjax.errors import DcjaxError
+from dcjax.evals import bootstrap, making, s2vtime, scoring, world_judge
+from dcjax.evals.items import Benchmark
+from dcjax.weights.base import Base, load_base
+
+# Columns of the table, and of which part of the items.
+COLUMNS = (
+  ('t-IoU', '1 reference', 'iou'),
+  ('t-L2', '1 reference', 'l2'),
+  ('frame IoU', '1 reference', 'frame_iou'),
+  ('t-IoU, 2 refs', '2 references', 'iou'),
+  ('frame IoU, 2 refs', '2 references', 'frame_iou'),
+  ('order', 'all', 'order'),
+  ('detected', 'all', 'detected'),
+  ('swap', 'same_class', 'swap'),
+)
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Trains, samples and judges every row; writes `study.json` and `.md`."""
+  rows = _rows(config)
+  base = load_base(config.training.base)
+  folder = Path(workdir)
+  build = ConfigDict({'build': config.benchmark.to_dict()})
+  benchmark = s2vtime.build(build, folder / 'benchmark')
+  results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+  for seed in config.seeds:
+    for name, row in rows.items():
+      if seed in row.get('seeds', config.seeds):
+        at = folder / f'{name}_{seed}'
+        results[name].append(
+          _result(base, config, benchmark, rows, name, seed, at)
+        )
+        write(folder, config, results)
+
+
+def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
+  """The rows that `only` names, or all."""
+  rows = config.rows.to_dict()
+  wanted = [x.strip() for x in config.only.split(',') if x.strip()] or list(
+    rows
+  )
+  unknown = [name for name in wanted if name not in rows]
+  if unknown:
+    raise DcjaxError(
+      f'config.only holds {unknown[0]!r}; the rows are {", ".join(rows)}'
+    )
+  for name in wanted:
+    of = rows[name].get('of', name)
+    if of not in rows:
+      raise DcjaxError(f'config.rows.{name}.of is {of!r}; it is no row')
+  return {name: rows[name] for name in wanted}
+
+
+def _result(
+  base: Base,
+  config: ConfigDict,
+  benchmark: Benchmark,
+  rows: Mapping[str, Any],
+  name: str,
+  seed: int,
+  folder: Path,
+) -> dict[str, Any]:
+  """The judged videos of a row, from its file if they were judged before."""
+  path = folder / 'scores.json'
+  if path.exists():
+    return json.loads(path.read_text())
+  row = rows[name]
+  references = None
+  if 'training' in row or 'of' in row:
+    of = row.get('of', name)
+    references = train(base, config, rows[of], seed, folder.parent, of)
+  videos = making.make(
+    base,
+    benchmark,
+    folder / 'videos',
+    system=row.get('system', 'references'),
+    references=references,
+    batch=config.sample.batch,
+    seed=seed,
+    steps=config.sample.steps or None,
+  )
+  record = scoring.score(
+    benchmark,
+    lambda item: _load(videos / f'{item.id}.mp4'),
+    world_judge.judge,
+  )
+  print(scoring.table(record), flush=True)
+  result = {'row': name, 'seed': seed, 'table': record['table']}
+  s2vtime.write_record(path, result)
+  return json.loads(path.read_text())
+
+
+def train(
+  base: Base,
+  config: ConfigDict,
+  row: Mapping[str, Any],
+  seed: int,
+  folder: Path,
+  name: str,
+) -> Path:
+  """The `reference` folder of a row, trained if it is not there."""
+  workdir = folder / f'{name}_{seed}' / 'training'
+  done = workdir / 'reference'
+  if (workdir / 'done').exists():
+    return done
+  c = ConfigDict(config.training.to_dict())
+  c.update_from_flattened_dict(row.get('training', {}))
+  c.seed = seed
+  # The rows see the same clips: they are encoded once.
+  c.data.cache = str(folder / 'cache')
+  Training(base, c, workdir).run()
+  (workdir / 'done').touch()
+  return done
+
+
+def _load(path: Path) -> tuple[np.ndarray, float]:
+  video = video_lib.read_video(path)
+  return video.frames, video.fps
+
+
+# ---- the table ---------------------------------------------------------------
+
+
+def write(
+  folder: Path, config: ConfigDict, results: Mapping[str, Sequence[Any]]
+) -> None:
+  """Writes what there is so far."""
+  record = {
+    'results': results,
+    'config': machine.plain(config),
+    'machine': machine.describe(),
+  }
+  (folder / 'study.json').write_text(json.dumps(record, indent=1) + '\n')
+  (folder / 'study.md').write_text(table(results) + '\n')
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """Markdown: a line a row, each cell the mean over seeds and its interval."""
+  lines = [
+    '| row | seeds | ' + ' | '.join(head for head, *_ in COLUMNS) + ' |',
+    '|---|---|' + '---|' * len(COLUMNS),
+  ]
+  found = [(name, runs) for name, runs in results.items() if runs]
+  for system in ('always present', 'random interval'):
+    if found:
+      lines.append(_line(system, found[0][1][:1], system))
+  lines += [_line(name, runs, 'videos') for name, runs in found]
+  return '\n'.join(lines)
+
+
+def _line(name: str, runs: Sequence[Mapping[str, Any]], system: str) -> str:
+  cells = [
+    _cell([run['table'][system].get(part, {}).get(key) for run in runs])
+    for _, part, key in COLUMNS
+  ]
+  return f'| {name} | {len(runs)} | ' + ' | '.join(cells) + ' |'
+
+
+def _cell(means: Sequence[Mapping[str, float] | None]) -> str:
+  """Mean over the seeds, with the widest of their intervals."""
+  means = [bootstrap.Mean(**x) for x in means if x]
+  if not means:
+    return '-'
+  middle = float(np.mean([x.mean for x in means]))
+  half = max((x.high - x.low) / 2 for x in means)
+  return f'{middle:.3f} ±{half:.3f}'
