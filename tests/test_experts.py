@@ -1,5 +1,6 @@
 """The judge of real videos on small random networks of the same classes."""
 
+import dataclasses
 import sys
 import types
 
@@ -205,12 +206,17 @@ def test_random_networks_judge(judge, video):
 
 
 def test_who_is_not_found_is_nowhere(judge, video):
-  import dataclasses
-
   blind = dataclasses.replace(judge, box=1.1)
   found = blind(video, 8.0, ITEM, [video[0], video[1]])
   assert not found.masks.any()
   assert np.isnan(found.text).all() and np.isnan(found.similarity).all()
+
+
+def test_words_are_enough(judge, video):
+  found = judge(video, 8.0, ITEM, [None, video[1]])
+  assert np.isfinite(found.text).all()
+  assert np.isnan(found.reference[0]) and np.isfinite(found.reference[1])
+  assert np.isnan(timing.swaps(found.similarity)).all()
 
 
 def boxes_of(monkeypatch, judge, centers, scores):
@@ -230,8 +236,6 @@ def boxes_of(monkeypatch, judge, centers, scores):
 
 
 def test_boxes_are_in_pixels_and_the_best_come_first(monkeypatch, judge):
-  import dataclasses
-
   asked = boxes_of(
     monkeypatch,
     judge,

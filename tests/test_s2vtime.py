@@ -238,6 +238,11 @@ def test_bad_files_are_one_line(tmp_path):
   refused('item a: .*a.png does not exist', whole)
   nameless = bad_item(references=reference(image=None))
   refused("'dog' has no image; draw one", whole | {'items': [nameless]})
+  path.write_text(json.dumps(whole | {'items': [nameless]}))
+  (found,) = item_file.read(path, nameless=True).items
+  assert scoring.read_pictures(Benchmark('', (found,), tmp_path), found) == [
+    None
+  ]
   with pytest.raises(DcjaxError, match='does not exist'):
     item_file.read(tmp_path / 'none.json')
 

@@ -94,5 +94,7 @@ def test_mistakes_are_one_line(shown):
     verdict(x, video, [pictures[0], pictures[0]])
   with pytest.raises(DcjaxError, match='nothing but white'):
     verdict(x, video, [np.full((8, 8, 3), 255, np.uint8), pictures[1]])
+  with pytest.raises(DcjaxError, match='one has none'):
+    verdict(x, video, [pictures[0], None])
   with pytest.raises(DcjaxError, match='uint8'):
     verdict(x, video / 255, pictures)

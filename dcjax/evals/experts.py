@@ -59,13 +59,17 @@ class Experts:
     video: np.ndarray,
     fps: float,
     item: Item,
-    pictures: Sequence[np.ndarray],
+    pictures: Sequence[np.ndarray | None],
   ) -> Verdict:
     """Judges a video, uint8 [f h w 3]."""
     subjects = item.subjects
     masks = np.stack([self.masks(video, fps, x) for x in subjects])
     said = [x.description or x.word for x in subjects]
-    texts, looks = self.read(said), self.see(pictures)
+    texts = self.read(said)
+    blank = np.full(texts.shape[1], _NAN)
+    looks = np.stack(
+      [blank if x is None else self.see([x])[0] for x in pictures]
+    )
     count = len(subjects)
     text, similarity = np.full(count, _NAN), np.full((count, count), _NAN)
     for s in range(count):

@@ -33,12 +33,16 @@ FORMAT, VERSION = 's2vtime', 1
 OPTIONS = ('guidance', 'steps', 'shift')
 
 
-def read(path: str | os.PathLike, *, images: bool = True) -> Benchmark:
+def read(
+  path: str | os.PathLike, *, images: bool = True, nameless: bool = False
+) -> Benchmark:
   """Reads a benchmark file, strictly.
 
   Args:
     path: the JSON file.
-    images: whether each reference must have its picture.
+    images: whether each picture must be there.
+    nameless: whether references without a picture's name are accepted, for
+      judges that read words alone.
 
   Raises:
     DcjaxError: the file is missing, no JSON or of another format or version; a
@@ -67,7 +71,7 @@ def read(path: str | os.PathLike, *, images: bool = True) -> Benchmark:
   benchmark = Benchmark(str(record.get('name', path.stem)), items, path.parent)
   check_ids(items)
   if images:
-    _check_images(benchmark)
+    _check_images(benchmark, nameless)
   return benchmark
 
 
@@ -226,9 +230,11 @@ def _size(value: Any, where: str) -> tuple[int, int]:
   return value[0], value[1]
 
 
-def _check_images(benchmark: Benchmark) -> None:
+def _check_images(benchmark: Benchmark, nameless: bool) -> None:
   for item in benchmark.items:
     for subject in item.subjects:
+      if not subject.image and nameless:
+        continue
       if not subject.image:
         raise DcjaxError(
           f'item {item.id}: {subject.word!r} has no image; draw one first'

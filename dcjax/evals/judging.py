@@ -5,9 +5,9 @@ A judge is a function
   judge(video, fps, item, pictures) -> Verdict
 
 of a video [f h w 3] uint8, its frames a second, the item that it was made of
-and the picture of each of its subjects, uint8 [h w 3]. What it is asked for is
-what it may look for: words, descriptions, pictures, and when to look. It never
-decides presence by the asked intervals.
+and the picture of each of its subjects, uint8 [h w 3] or None. The item tells
+it what to look for, in words and descriptions, and when a look is worth most.
+It never decides presence by the asked intervals.
 """
 
 from collections.abc import Sequence
@@ -37,5 +37,5 @@ class Judge(Protocol):
     video: np.ndarray,
     fps: float,
     item: Item,
-    pictures: Sequence[np.ndarray],
+    pictures: Sequence[np.ndarray | None],
   ) -> Verdict: ...

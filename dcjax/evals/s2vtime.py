@@ -119,7 +119,10 @@ def _without_picture(benchmark: Benchmark) -> int:
 def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
   """Writes `timing.json`, prints and writes the table."""
   c = config.score
-  benchmark = item_file.read(c.benchmark or folder / FILE)
+  # Words are enough for judges that read them.
+  benchmark = item_file.read(
+    c.benchmark or folder / FILE, nameless=c.judge == 'experts'
+  )
   if not c.videos:
     raise DcjaxError(
       'there are no videos; give --config.score.videos=FOLDER with one file '

@@ -47,7 +47,7 @@ def score(
   load: Load,
   judge: Judge,
   *,
-  pictures: Callable[[Item], Sequence[np.ndarray]] | None = None,
+  pictures: Callable[[Item], Sequence[np.ndarray | None]] | None = None,
   stretch: bool = False,
   area: float = timing.AREA,
   seed: int = 0,
@@ -98,12 +98,18 @@ _CHANCE = {
 }
 
 
-def read_pictures(benchmark: Benchmark, item: Item) -> list[np.ndarray]:
-  """The pictures of an item's subjects, uint8 [h w 3], over white."""
+def read_pictures(benchmark: Benchmark, item: Item) -> list[np.ndarray | None]:
+  """The pictures of an item's subjects, uint8 [h w 3], over white.
+
+  None for a subject that has none.
+  """
   from PIL import Image
 
-  pictures = []
+  pictures: list[np.ndarray | None] = []
   for subject in item.subjects:
+    if not subject.image:
+      pictures.append(None)
+      continue
     try:
       with Image.open(benchmark.image(subject)) as image:
         rgba = image.convert('RGBA')

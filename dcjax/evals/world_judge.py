@@ -42,7 +42,7 @@ def judge(
   video: np.ndarray,
   fps: float,
   item: Item,
-  pictures: Sequence[np.ndarray],
+  pictures: Sequence[np.ndarray | None],
 ) -> Verdict:
   """Reads a clip of the procedural world.
 
@@ -58,9 +58,15 @@ def judge(
     diagonal; `reference` 1 where the shape is that of the picture, else 0.
 
   Raises:
-    DcjaxError: two subjects have one colour, or a picture shows none.
+    DcjaxError: two subjects have one colour, or a picture shows none or is
+      missing.
   """
   del fps
+  if any(picture is None for picture in pictures):
+    raise DcjaxError(
+      f'item {item.id}: the judge of the world knows subjects by the colour of '
+      'their pictures, and one has none'
+    )
   colors = [color_of(picture) for picture in pictures]
   if len(set(colors)) < len(colors):
     raise DcjaxError(
