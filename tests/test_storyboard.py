@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -17,6 +18,7 @@ from dcjax.storyboard import (
   TimedConcept,
 )
 
+EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 RECORD = {
   'prompt': 'a dog and a cat in a garden. the [v] bird is [u] moving.',
   'seconds': 5.0,
@@ -102,6 +104,16 @@ def test_what_is_left_out_is_the_bases_own(folder):
   assert (story.seconds, story.size, story.fps, story.steps) == (None,) * 4
   assert (story.references[0].start, story.references[0].end) == (0.0, None)
   assert set(story.to_json()) == {'prompt', 'seed', 'references'}
+
+
+@pytest.mark.parametrize('path', sorted(EXAMPLES.glob('*.json')))
+def test_the_examples_are_storyboards(path):
+  """Those of a concept name one that a run of the default config writes."""
+  record = json.loads(path.read_text())
+  story = storyboard.parse(record, path.parent)
+  assert all(pathlib.Path(x.image).is_file() for x in story.references)
+  for x in story.concepts:
+    assert x.file.endswith('runs/set_seq/concept.safetensors')
 
 
 def test_it_is_a_public_name():
