@@ -32,7 +32,7 @@ def load(kind: Any, name: str, download: bool, **options: Any) -> Any:
     return kind.from_pretrained(name, local_files_only=not download, **options)
   except (OSError, ValueError, RuntimeError) as error:
     there = 'a folder without it' if Path(name).is_dir() else 'not here'
-    hint = '' if download else '; config.*.download=True asks the hub'
+    hint = '' if download else '; download=True asks the hub'
     raise DcjaxError(
       f'{kind.__name__} {name} is {there}: give a folder of transformers or a '
       f'hub id that is in the cache{hint}'
