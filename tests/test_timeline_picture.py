@@ -88,9 +88,19 @@ def test_every_lane_has_its_colour_and_place():
 def test_thumbnails_and_frames_are_shown():
   red = np.full((8, 8, 3), (250, 10, 20), np.uint8)
   with_it = timeline.draw(VIDEO, FPS, [lane(thumbnail=red)])
-  assert columns(with_it, '#fa0a14').sum() == pytest.approx(52, abs=2)
+  left = columns(with_it, '#fa0a14')[: timeline._LEFT]
+  assert left.sum() == pytest.approx(52, abs=2)
   # The strip fills the axis but for the gaps between its tiles.
   assert columns(with_it, '#5a5a5a').sum() > 0.95 * AXIS
+
+
+def test_a_lane_has_the_colour_of_its_thumbnail():
+  one = lambda *rgb: lane(thumbnail=np.full((8, 8, 3), rgb, np.uint8))
+  axis = lambda lane: timeline.draw(VIDEO, FPS, [lane])[:, timeline._LEFT :]
+  assert columns(axis(one(200, 10, 20)), '#c80a14').any()
+  # Light colours are made darker, and greys have none.
+  assert columns(axis(one(0, 255, 0)), '#00dd00').any()
+  assert columns(axis(one(240, 240, 230)), timeline._COLORS[0]).any()
 
 
 def test_the_strip_goes_from_the_first_to_the_last_frame():

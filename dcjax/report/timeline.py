@@ -22,7 +22,7 @@ _LEFT, _RIGHT, _TOP = 268, 36, 28
 _THUMB, _LANE, _AXIS = 52, 76, 34
 _STRIP_MAX = 132
 _GROUND, _INK, _QUIET, _LINE = '#fbfaf8', '#22262b', '#767c85', '#e4e1db'
-# One a lane; references and concepts in turn, timed captions in grey.
+# Of lanes whose thumbnail has no colour, in turn; timed captions are grey.
 _COLORS = ('#2f6fd0', '#d9772b', '#2a9d7c', '#b8478f', '#7a61c9', '#a1862a')
 _CAPTION = '#7b828c'
 KINDS = ('reference', 'concept', 'event')
@@ -116,7 +116,9 @@ def draw(
   _draw_axis(sheet, strip_top + strip[0] + 6, bottom)
   colors = iter(_COLORS * (1 + len(lanes) // len(_COLORS)))
   for i, lane in enumerate(lanes):
-    color = _CAPTION if lane.kind == 'event' else next(colors)
+    color = _CAPTION
+    if lane.kind != 'event':
+      color = _color_of(lane.thumbnail) or next(colors)
     _draw_lane(sheet, lane, lanes_top + _LANE * i, color, fps)
   measured = any(lane.present is not None for lane in lanes)
   _draw_legend(sheet, bottom + _AXIS + 18, measured, note)
@@ -282,6 +284,20 @@ def _scaled(picture: np.ndarray, size: tuple[float, float]) -> Any:
   small = picture.shape[0] < height / 2
   kind = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
   return Image.fromarray(picture).resize((width, height), kind)
+
+
+def _color_of(picture: np.ndarray | None) -> str | None:
+  """A picture's own colour, dark enough for a light ground; None for greys."""
+  if picture is None:
+    return None
+  pixels = picture.reshape(-1, 3).astype(np.float32)
+  vivid = pixels[np.ptp(pixels, axis=-1) > 60]
+  if len(vivid) < 0.02 * len(pixels):
+    return None
+  color = np.median(vivid, axis=0)
+  light = color @ np.array([0.299, 0.587, 0.114])
+  color = color * min(1.0, 130 / light)
+  return '#' + ''.join(f'{round(float(x)):02x}' for x in color)
 
 
 def _mixed(color: str, part: float) -> tuple[int, ...]:
