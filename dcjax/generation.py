@@ -77,9 +77,8 @@ def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
   options = _options(config)
   del options['guidance']
   options['seed'] = options['seed'] or None
-  changes = timed_plan.Changes(
-    **{key: options[key] for key in timed_plan.Changes._fields}
-  )
+  given = {k: x for k, x in options.items() if k in timed_plan.Changes._fields}
+  changes = timed_plan.Changes(**given)
   story = timed_plan.resolve(base, story, changes)
   video = sampling.sample(
     base,

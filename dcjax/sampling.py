@@ -23,7 +23,7 @@ from dcjax.latents import (
   working_dtype,
 )
 from dcjax.models.dit import DiT
-from dcjax.storyboard import Storyboard
+from dcjax.storyboard import Guidance, Storyboard
 from dcjax.text_features import remember, text_features
 from dcjax.timed_plan import Changes
 from dcjax.weights.base import Base
@@ -55,7 +55,7 @@ def sample(
   height: int | None = None,
   width: int | None = None,
   steps: int | None = None,
-  guidance: float | None = None,
+  guidance: float | Guidance | None = None,
   shift: float | None = None,
   sampler: str | None = None,
   dtype: Any = None,
@@ -79,8 +79,8 @@ def sample(
     height: pixels; default the base's.
     width: pixels; default the base's.
     steps: of the sampler; default the base's.
-    guidance: scale g of Eq. (6) of `flow`; default the base's. A storyboard
-      holds its own.
+    guidance: scale g of Eq. (6) of `flow`; default the base's. For storyboards
+      a `storyboard.Guidance`; default their own.
     shift: time shift, Eq. (5) of `flow`; default the base's.
     sampler: 'unipc', 'euler' or 'diffusers_euler'; default unipc, see
       `timed_plan.defaults` for storyboards.
@@ -92,16 +92,16 @@ def sample(
   single = isinstance(prompt, str | Storyboard)
   many = [prompt] if single else list(prompt)
   if any(isinstance(x, Storyboard) for x in many):
-    if concepts or guidance is not None:
+    if concepts or isinstance(guidance, float | int):
       raise DcjaxError(
-        'concepts and guidance of a storyboard stand in it; leave them out of '
-        'the call'
+        'concepts of a storyboard stand in it, and its guidance has several '
+        'scales; leave them out of the call'
       )
     videos = timed_sampling.sample(
       base,
       many,
       references=references,
-      changes=Changes(frames, height, width, seed, steps, shift),
+      changes=Changes(frames, height, width, seed, steps, shift, guidance),
       negative=negative,
       noise=noise,
       sampler=sampler,

@@ -22,6 +22,9 @@ from dcjax.storyboard import Storyboard
 from dcjax.text_features import remember
 from dcjax.weights.base import Base
 
+# Timed captions have lengths in multiples of this.
+_STRIDE = 16
+
 
 class Told(NamedTuple):
   """What the transformer is told of b videos."""
@@ -199,7 +202,9 @@ def _encode_events(base, stories, events, tokens) -> Events | None:
   features, mask = (
     np.asarray(x) for x in latents_lib.encode_prompts(base, texts, tokens)
   )
-  length = int(mask.sum(1).max())
+  # Few lengths, so few compilations.
+  longest = int(mask.sum(1).max())
+  length = min(-(-longest // _STRIDE) * _STRIDE, mask.shape[1])
   shape = (len(stories), count)
   out = Events(
     np.zeros((*shape, length, features.shape[-1]), features.dtype),

@@ -22,6 +22,7 @@ class Changes(NamedTuple):
   seed: int | None = None
   steps: int | None = None
   shift: float | None = None
+  guidance: Guidance | None = None
 
 
 def defaults(base: Base) -> dict[str, Any]:
@@ -55,25 +56,31 @@ def resolve(
       outside the video.
   """
   f, own, changes = base.format, defaults(base), changes or Changes()
-  fps = story.fps or f.fps
-  seconds = story.seconds or (f.frames - 1) / fps
+  fps = _first(story.fps, f.fps)
+  seconds = _first(story.seconds, (f.frames - 1) / fps)
   if changes.frames is not None:
     seconds = (changes.frames - 1) / fps
-  height, width = story.size or (f.height, f.width)
+  height, width = _first(story.size, (f.height, f.width))
   new = dataclasses.replace(
     story,
     fps=fps,
     seconds=seconds,
-    size=(changes.height or height, changes.width or width),
-    seed=story.seed if changes.seed is None else changes.seed,
-    steps=changes.steps or story.steps or own['steps'],
-    shift=float(changes.shift or story.shift or own['shift']),
-    guidance=story.guidance or own['guidance'],
+    size=(_first(changes.height, height), _first(changes.width, width)),
+    seed=_first(changes.seed, story.seed),
+    **{
+      key: _first(getattr(changes, key), getattr(story, key), own[key])
+      for key in ('steps', 'shift', 'guidance')
+    },
     references=[_ending(x, seconds) for x in story.references],
     concepts=[_ending(x, seconds) for x in story.concepts],
   )
   base.latent_shape(frames_of(base, new), *new.size)
   return new
+
+
+def _first(*values: Any) -> Any:
+  """The first that is said."""
+  return next(x for x in values if x is not None)
 
 
 def _ending(x: Any, seconds: float) -> Any:

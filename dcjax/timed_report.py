@@ -7,9 +7,11 @@ measures it, and the picture says so; `evals.experts` does.
 
 from collections import Counter
 from collections.abc import Sequence
+import re
 
 import numpy as np
 
+from dcjax import timed_concepts
 from dcjax.concept import Concept
 from dcjax.data import canvas
 from dcjax.evals import oracle, timing, world_judge
@@ -49,8 +51,12 @@ def lanes(
     Lane(word, 'reference', sorted(times), pictures[image], seen.get(image))
     for (word, image), times in subjects.items()
   ]
-  for placed, concept in zip(story.concepts, concepts, strict=True):
-    rows.append(_of_concept(placed, concept, video, measured))
+  names = timed_concepts.numbered(concepts) if concepts else []
+  for placed, concept, words in zip(
+    story.concepts, concepts, names, strict=True
+  ):
+    name = _called(placed, words, story.prompt)
+    rows.append(_of_concept(name, placed, concept, video, measured))
   rows += [
     Lane(x.text, 'event', [(x.start, x.end)])
     for x in sorted(story.events, key=lambda x: x.start)
@@ -87,8 +93,19 @@ def _seen(
   }
 
 
+def _called(placed: TimedConcept, words: dict[str, str], prompt: str) -> str:
+  """Its word, or its [v] with the noun that follows it."""
+  look = next((new for old, new in words.items() if old[0] == 'v'), '')
+  found = look and re.search(rf'\[{look}\]\s+[\w-]+', prompt)
+  return placed.word or (found[0] if found else f'[{look}]')
+
+
 def _of_concept(
-  placed: TimedConcept, concept: Concept, video: np.ndarray, measured: bool
+  name: str,
+  placed: TimedConcept,
+  concept: Concept,
+  video: np.ndarray,
+  measured: bool,
 ) -> Lane:
   picture = None
   if placed.image:
@@ -99,7 +116,6 @@ def _of_concept(
   present = None
   if measured and picture is not None:
     present = tone_presence(video, picture)
-  name = placed.word or placed.text or '[v]'
   return Lane(name, 'concept', [(placed.start, placed.end)], picture, present)
 
 

@@ -91,7 +91,7 @@ def sample(
     ),
     sampler=sampler,
     steps=stories[0].steps,
-    shift=stories[0].shift,
+    shift=float(stories[0].shift),
     coefficients=weights,
   )
   return latents_lib.decode(base, latents)

@@ -127,6 +127,10 @@ def test_a_concept_is_known_by_its_two_tones(world, folder):
   learnt = concept(np.stack([picture(*TONES)] * 3))
   (lane,), _ = timed_report.lanes(world, asked, video(), [learnt])
   assert (lane.name, lane.kind) == ('thing', 'concept')
+  unnamed = dataclasses.replace(asked, concepts=[TimedConcept('c')])
+  unnamed = timed_plan.resolve(world, unnamed)
+  (other,), _ = timed_report.lanes(world, unnamed, video(), [learnt])
+  assert other.name == '[v] thing'
   assert seen(lane) == [0, 1, 2, 3]
 
 

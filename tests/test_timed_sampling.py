@@ -368,6 +368,11 @@ def test_the_call_stands_above_the_storyboard(base, equipped, folder):
     base, equipped, story(folder), seed=7, steps=3, height=24, frames=9
   )
   np.testing.assert_array_equal(told, asked)
+  strong = Guidance(3.0, 0.0)
+  np.testing.assert_array_equal(
+    make(base, equipped, story(folder, guidance=strong)),
+    make(base, equipped, story(folder), guidance=strong),
+  )
 
 
 def test_noise_may_be_given(base, equipped, folder):
@@ -411,7 +416,8 @@ def test_what_cannot_be_made_is_one_line(base, equipped, folder):
       r'\[v\] .* has not been learnt',
     ),
     (story(folder), {'sampler': 'best'}, "unknown sampler 'best'"),
-    (story(folder), {'guidance': 3.0}, 'stand in it'),
+    (story(folder), {'guidance': 3.0}, 'several scales'),
+    (story(folder), {'steps': 0}, 'steps is 0'),
     (story(folder), {'concepts': [1]}, 'stand in it'),
   ):
     with pytest.raises(DcjaxError, match=line):

@@ -218,7 +218,9 @@ def _draw_lane(
   lines = _wrapped(lane.name, room, 15)
   if len(lines) > 2:
     lines = [lines[0], lines[1].rstrip('.') + ' ...']
-  times = ', '.join(f'{s:g} to {e:g} s' for s, e in lane.intervals)
+  times = ', '.join(
+    f'{round(s, 2):g} to {round(e, 2):g} s' for s, e in lane.intervals
+  )
   if lane.kind == 'concept':
     times = f'concept, {times}'
   rows = len(lines) + 1
