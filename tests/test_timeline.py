@@ -118,7 +118,7 @@ def test_both_of_a_pair_are_seen_as_small_and_large(clips):
 def test_several_spans_are_the_union_of_each(draw):
   """And the pictures of one span are those of a scene without axis s."""
   shown = appearances.draw(
-    np.random.default_rng(1), split='train', seconds=2.0
+    np.random.default_rng(1), split='train'
   ).scene._replace(count=np.int32(3))
   none = np.float32([-1, -1])
   spans = np.float32([[[0.0, 0.3], [0.7, 1.0]], [[0.5, 1.0], none], [none] * 2])
@@ -140,7 +140,7 @@ def test_several_spans_are_the_union_of_each(draw):
 
 def test_only_counted_objects_are_drawn(draw):
   shown = appearances.draw(
-    np.random.default_rng(2), split='train', seconds=2.0
+    np.random.default_rng(2), split='train'
   ).scene._replace(interval=np.float32([[[0, 1], [-1, -1]]] * 3))
   for count in (1, 2, 3):
     counted = shown._replace(count=np.int32(count))
@@ -153,7 +153,7 @@ def test_only_counted_objects_are_drawn(draw):
 
 def test_visible_of_batches():
   scenes = [
-    appearances.draw(np.random.default_rng(i), split='train', seconds=2.0).scene
+    appearances.draw(np.random.default_rng(i), split='train').scene
     for i in range(5)
   ]
   batch = jax.tree.map(lambda *x: np.stack(x), *scenes)

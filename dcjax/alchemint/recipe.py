@@ -54,7 +54,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
       window='first',  # or random: which part of a longer video is seen
       gap=0.75,  # seconds of absence that make two references of one
       max_references=3,
-      max_events=4,
+      max_events=6,
       event_tokens=12,
       emphasis=4.0,  # extra weight of the loss where a subject is
       cache='',  # folder of what is encoded; empty: in the folder of the run
@@ -71,7 +71,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
       objective='subjects',
       data='subjects',
       train=WITH['self_attention'],
-      steps=1100,
+      steps=1400,
       batch=8,
       accumulate=1,
       t_sampler='uniform',
@@ -97,7 +97,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
   c.eval_every = 100
   c.preview_every = 100  # steps between two saves of the folder
   if base == 'world':
-    c.format.frames = 33  # time enough to come and go
+    c.data.gap = 0.4
     c.references.tag_tokens = 4
   else:
     _as_the_paper(c, base)

@@ -20,12 +20,13 @@ COUNTS = (0.35, 0.45, 0.20)  # chances of one, two and three objects
 PAIRS = 0.35  # of two objects: that they are of one shape
 ALWAYS, RETURNS = 0.2, 0.1  # chances of an object
 
-SHORTEST, LONGEST = 0.5, 3.5  # seconds of a span
+# Of the clip: 0.5 to 3.4 of 4 seconds, 0.25 to 1.7 of 2.
+SHORTEST, LONGEST = 0.125, 0.85
 # Of an object that returns; an occluder may hide some of the gap's end.
-GAP = (1.0, 1.75)
+GAP = (0.25, 0.45)
 # Spans may reach over an end of the clip and are pushed back: so that some
 # objects are there from the first frame, or to the last.
-_OVER = 0.5
+_OVER = 0.125
 _CANDIDATES = 32
 _RESIZING = (MOTIONS.index('growing'), MOTIONS.index('shrinking'))
 
@@ -53,22 +54,19 @@ class Appearances(NamedTuple):
   portraits: Scene
 
 
-def draw(
-  rng: np.random.Generator, *, split: str, seconds: float
-) -> Appearances:
+def draw(rng: np.random.Generator, *, split: str) -> Appearances:
   """Draws a scene.
 
   Args:
     rng: what it depends on.
     split: of `scene.triples`: what is shown.
-    seconds: from the first to the last frame.
   """
   count = 1 + int(rng.choice(OBJECTS, p=COUNTS))
   pair = count == 2 and rng.random() < PAIRS
   color, shape, motion = _kinds(rng, scenes.triples(split), pair)
   size, decoration = _look(rng, count, pair)
   palette = np.asarray(tuple(textures.COLORS.values()), np.float32)
-  spans = np.stack([_spans(rng, seconds) for _ in range(OBJECTS)])
+  spans = np.stack([_spans(rng) for _ in range(OBJECTS)])
   scene = Scene(
     count=np.int32(count),
     shape=shape,
@@ -172,26 +170,23 @@ def _look(
   return size.astype(np.int32), decoration.astype(np.int32)
 
 
-def _spans(rng: np.random.Generator, seconds: float) -> np.ndarray:
+def _spans(rng: np.random.Generator) -> np.ndarray:
   """[s 2] fractions of the clip; (-1, -1) is no span."""
   kind = rng.random()
-  longest = min(LONGEST, 0.85 * seconds)
-  shortest = min(SHORTEST, longest)
   none = (-1.0, -1.0)
   if kind < ALWAYS:
     return np.asarray([(0.0, 1.0), none])
-  if kind < ALWAYS + RETURNS and seconds >= 2 * shortest + GAP[0]:
-    gap = rng.uniform(GAP[0], min(GAP[1], seconds - 2 * shortest))
-    both = rng.uniform(2 * shortest, seconds - gap)
-    first = rng.uniform(shortest, both - shortest)
-    start = rng.uniform(0.0, seconds - gap - both)
+  if kind < ALWAYS + RETURNS:
+    gap = rng.uniform(*GAP)
+    both = rng.uniform(2 * SHORTEST, 1.0 - gap)
+    first = rng.uniform(SHORTEST, both - SHORTEST)
+    start = rng.uniform(0.0, 1.0 - gap - both)
     back = start + first + gap
-    spans = ((start, start + first), (back, back + both - first))
-    return np.asarray(spans) / seconds
-  length = rng.uniform(shortest, longest)
-  start = rng.uniform(-_OVER, seconds - length + _OVER)
-  start = np.clip(start, 0.0, seconds - length)
-  return np.asarray([(start / seconds, (start + length) / seconds), none])
+    return np.asarray([(start, start + first), (back, back + both - first)])
+  length = rng.uniform(SHORTEST, LONGEST)
+  start = rng.uniform(-_OVER, 1.0 - length + _OVER)
+  start = np.clip(start, 0.0, 1.0 - length)
+  return np.asarray([(start, start + length), none])
 
 
 def _place(

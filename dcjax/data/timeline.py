@@ -24,7 +24,7 @@ from dcjax.data.scene import OBJECT_FIELDS, Scene
 from dcjax.data.subjects import AnnotatedClip, Subject, TimedText
 from dcjax.errors import DcjaxError
 
-FRAMES = 33
+FRAMES = 17
 SPLITS = ('train', 'test')
 CHUNK = 32  # scenes that are drawn at once
 _KEPT = 4  # chunks in memory
@@ -91,8 +91,7 @@ class World:
 
   def _appearances(self, index: int) -> Appearances:
     rng = np.random.default_rng((self._seed, SPLITS.index(self._split), index))
-    seconds = (self.frames - 1) / FPS
-    return appearances.draw(rng, split=self._split, seconds=seconds)
+    return appearances.draw(rng, split=self._split)
 
   def _drawn(self, chunk: int) -> tuple[np.ndarray, ...]:
     """Pictures and masks of all scenes of a chunk, the latest few kept."""

@@ -1,8 +1,8 @@
 """Items of S2VTime in the procedural world: nothing to download, exact truth.
 
 Held-out objects (triples of colour, shape and motion that training never shows)
-that are on screen for half a second to three and a half of a clip of 33 frames
-at 8 a second. Captions are the world's own and never say when. Kinds:
+that are on screen for 4 to 14 of the 17 frames of a clip. Captions are the
+world's own and never say when. Kinds:
 
   one         one subject
   two         two of different shapes and colours
@@ -30,10 +30,10 @@ from dcjax.evals.items import Item, Reference, lane
 from dcjax.evals.world_scenes import FRAMES, SECONDS, Span, seconds
 
 KINDS = ('one', 'two', 'one', 'same_class')  # in turn
-SHORTEST, LONGEST = 4, 28  # frames: 0.5 and 3.5 seconds
+SHORTEST, LONGEST = 4, 14  # frames
 # Lengths in frames about one midpoint, each the least and the largest.
-LENGTHS = {'short': (5, 7), 'medium': (11, 15), 'long': (19, 23)}
-_MIDDLES = (12, 20)  # frames between which all of them fit
+LENGTHS = {'short': (5, 5), 'medium': (7, 9), 'long': (11, 13)}
+_MIDDLES = (7, 9)  # frames between which all of them fit
 # Of seven scenes one is asked for three times: a third of the items.
 _CYCLE = 7
 
@@ -109,9 +109,9 @@ def _span(rng: np.random.Generator) -> Span:
 
 
 def _two_spans(rng: np.random.Generator) -> tuple[Span, Span]:
-  """Two spans of 0.5 to 1.25 s, at least 0.75 s apart."""
-  lengths = rng.integers(4, 11, 2)
-  gap = int(rng.integers(6, FRAMES - lengths.sum() + 1))
+  """Two spans of 4 or 5 frames, at least 5 frames apart."""
+  lengths = rng.integers(4, 6, 2)
+  gap = int(rng.integers(5, FRAMES - lengths.sum() + 1))
   first = int(rng.integers(0, FRAMES - lengths.sum() - gap + 1))
   middle = first + int(lengths[0])
   return (first, middle - 1), (middle + gap, middle + gap + int(lengths[1]) - 1)

@@ -20,7 +20,7 @@ from dcjax.data.scene import (
   Scene,
 )
 
-FRAMES = 33
+FRAMES = 17
 SECONDS = (FRAMES - 1) / FPS
 _PICTURE = 128  # side of the reference pictures
 _GROWS = ('growing', 'shrinking')
