@@ -70,6 +70,11 @@ def tell(
       base, transformer, stories[0].concepts, concepts
     )
   events = [_events(story, concepts) for story in stories]
+  if any(events) and not equipped.reference.event_length:
+    raise DcjaxError(
+      'these references were trained without timed captions; leave out events '
+      'and concepts with timing "event"'
+    )
   prompts = [story.prompt for story in stories]
   texts = [text for row in events for text, _, _ in row]
   sizes = prompts_lib.sizes_of(tokens)

@@ -58,25 +58,21 @@ def sample(
   """
   stories = [timed_plan.resolve(base, story, changes) for story in stories]
   timed_plan.check_alike(stories)
+  for story in stories:
+    story.check_files()
   equipped = _equipped(base, references)
   sampler = sampler or timed_plan.defaults(base)['sampler']
   if sampler not in flow.SAMPLERS:
     raise DcjaxError(
       f'unknown sampler {sampler!r}; use one of {", ".join(flow.SAMPLERS)}'
     )
-  frames = timed_plan.frames_of(base, stories[0])
-  if noise is None:
-    size = (frames, *stories[0].size)
-    noise = [latents_lib.draw_noise(base, 1, x.seed, *size) for x in stories]
-    noise = jnp.concatenate(noise)
-  noise = latents_lib.as_batch(base, noise, len(stories))
-  expected = base.latent_shape(frames, *stories[0].size)
-  if noise.shape[1:] != tuple(expected):
-    raise DcjaxError(
-      f'noise is {list(noise.shape)}, but the storyboard is of '
-      f'{[len(stories), *expected]}'
-    )
+  size = (timed_plan.frames_of(base, stories[0]), *stories[0].size)
+  if noise is not None:
+    noise = _as_noise(base, noise, (len(stories), *base.latent_shape(*size)))
   transformer, told = tell(base, equipped, stories, negative)
+  if noise is None:
+    drawn = [latents_lib.draw_noise(base, 1, x.seed, *size) for x in stories]
+    noise = jnp.concatenate(drawn)
   weights = timed_plan.coefficients(stories[0].guidance)
   if told.references is None:
     weights = flow.without_references(weights)
@@ -95,6 +91,15 @@ def sample(
     coefficients=weights,
   )
   return latents_lib.decode(base, latents)
+
+
+def _as_noise(base: Base, noise: Any, shape: tuple[int, ...]) -> jax.Array:
+  noise = latents_lib.as_batch(base, noise, shape[0])
+  if noise.shape != shape:
+    raise DcjaxError(
+      f'noise is {list(noise.shape)}, but the storyboard is of {list(shape)}'
+    )
+  return noise
 
 
 def _equipped(base: Base, references: Any) -> Base:

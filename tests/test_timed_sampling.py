@@ -408,7 +408,7 @@ def test_what_cannot_be_made_is_one_line(base, equipped, folder):
   broken = dataclasses.replace(cat(folder), image=str(text))
   for asked, options, line in (
     (story(folder, references=four), {}, 'has 4 references, .* up to 3'),
-    (story(folder, references=[missing]), {}, 'no.png does not exist'),
+    (story(folder, references=[missing]), {}, 'there is no file .*no.png'),
     (story(folder, references=[broken]), {}, 'text.png cannot be read'),
     (
       story(folder, events=[Event('a [v] dog.', 0, 1)]),
@@ -518,6 +518,39 @@ def test_several_concepts_have_gates_of_their_own(
   assert make(base, equipped, asked).shape == (9, 16, 32, 3)
 
 
+def test_groups_are_of_the_ranks_that_join_makes(base, folder, files):
+  """A basis on the output takes twice as many."""
+  learnt = [Concept.load(x) for x in files]
+  turned = lora.attach(
+    base.params['transformer'],
+    'mlp/up/kernel',
+    3,
+    jax.random.key(0),
+    side='out',
+  )
+  learnt.insert(1, Concept.from_params({'transformer': turned}, base))
+  variables, _ = timed_concepts.put_into(
+    base,
+    base.params['transformer'],
+    [TimedConcept('x')] * 3,
+    learnt,
+  )
+  up = variables['blocks']['mlp']['up']['lora']
+  np.testing.assert_array_equal(up['group'], [[0] * 2 + [1] * 6 + [2] * 2] * 2)
+  assert up['a1'].shape[-1] == 10
+  # The second has nothing in other layers.
+  q = variables['blocks']['self_attn']['q']['lora']
+  np.testing.assert_array_equal(q['group'], [[0, 0, 2, 2]] * 2)
+
+
+def test_words_and_events_may_be_left_out_of_a_training(base, folder):
+  config = ReferenceConfig(tag_tokens=0, event_length=0.0, max_references=2)
+  bare = reference_lib.fresh(base, config, jax.random.key(0))
+  assert make(base, bare, story(folder)).shape == (9, 16, 32, 3)
+  with pytest.raises(DcjaxError, match='trained without timed captions'):
+    make(base, bare, story(folder, events=[Event('a cat.', 0.0, 1.0)]))
+
+
 @pytest.mark.parametrize(
   'fade, expected',
   [
@@ -540,6 +573,7 @@ def test_concepts_that_cannot_be_placed(base, equipped, folder, files):
     (with_concept(folder, files[0], 'a cat.'), 'has no word'),
     (with_concept(folder, other), 'was learnt on'),
     (with_concept(folder, str(folder / 'no')), 'there is no file'),
+    (with_concept(folder, files[0], image=str(folder)), 'there is no file'),
   ):
     with pytest.raises(DcjaxError, match=line):
       make(base, equipped, asked)

@@ -184,7 +184,7 @@ def _join(video, config, scheme, interval, frames, places, split):
     *(
       jnp.concatenate(
         [jnp.broadcast_to(v, (b, *v.shape))]
-        + [x.reshape(b, m * x.shape[2], -1) for x in extra],
+        + [x.reshape(b, m * x.shape[2], x.shape[3]) for x in extra],
         axis=1,
       )
       for v, *extra in zip(video, *parts, strict=True)
