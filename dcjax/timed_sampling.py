@@ -117,7 +117,8 @@ def of_pass(told: Told, name: str) -> tuple:
   Without references their pictures and words are zero and their intervals stay,
   as in training; without text it is the null prompt and there are no events.
   """
-  text, mask, references, events = told[0], told[1], *told[4:6]
+  text, mask = told.text, told.mask
+  references, events = told.references, told.events
   if name in ('references', 'none'):
     text, mask = told.null, told.null_mask
     if events is not None:
