@@ -11,7 +11,8 @@ import tiny
 
 from dcjax import tree
 from dcjax.errors import DcjaxError
-from dcjax.models import attention, dit, dit_config, rope
+from dcjax.models import attention, dit_config, rope
+from dcjax.models import block as block_lib
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import DiTConfig
 
@@ -116,7 +117,7 @@ def block(config):
   temb = jax.random.normal(k[1], (2, config.width))
   text = jax.random.normal(k[2], (2, 5, config.text_width))
   table = rope.table(rope.grid_positions(*GRID), config.split)
-  module = dit.Block(config, jnp.float32)
+  module = block_lib.Block(config, jnp.float32)
   rest = (temb, None, text, None, table, None)
   params = jax.jit(module.init)(k[3], x, *rest)['params']
   return lambda p, x: module.apply({'params': p}, x, *rest)[0], params, x
@@ -135,7 +136,7 @@ def test_a_fresh_block_is_the_identity_if_every_branch_is_gated(
   # It can leave there: every gate has a gradient.
   loss = lambda p, x: jnp.sum(jnp.sin(run(p, x)))
   grad = jax.jit(jax.grad(loss))(params, x)['modulation']['dense']['bias']
-  names = dit._MODULATION_NAMES[vectors]
+  names = block_lib._MODULATION_NAMES[vectors]
   moved = np.abs(np.asarray(grad).reshape(vectors, -1)).max(-1) > 0
   assert {n for n, m in zip(names, moved, strict=True) if m} >= {
     n for n in names if n.startswith('g')

@@ -24,7 +24,7 @@ LEVELS = """
   models.rope  models.attention  models.convolution  models.vae_config
   models.text  models.layers  models.resampling  models.dit_config
   models.intervals  models.wan_vae
-  models.reference
+  models.reference  models.block
   models.dit
   models.vae_chunks  planning.flops  planning.advice
 

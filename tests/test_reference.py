@@ -14,7 +14,8 @@ from dcjax import lora, tree
 from dcjax.errors import DcjaxError
 from dcjax.models import dit_config
 from dcjax.models import reference as lib
-from dcjax.models.dit import Block, DiT
+from dcjax.models.block import Block
+from dcjax.models.dit import DiT
 from dcjax.models.reference import Events, ReferenceConfig, References
 from dcjax.weights import reference as weights
 
