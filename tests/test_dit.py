@@ -13,6 +13,7 @@ from dcjax import tree
 from dcjax.errors import DcjaxError
 from dcjax.models import attention, dit_config, rope
 from dcjax.models import block as block_lib
+from dcjax.models import dit as dit_lib
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import DiTConfig
 
@@ -283,7 +284,7 @@ def plain():
 
 
 @pytest.mark.parametrize(
-  'remat', [p for p in dit.REMAT_POLICIES if p != 'none']
+  'remat', [p for p in dit_lib.REMAT_POLICIES if p != 'none']
 )
 def test_remat_changes_nothing(plain, remat):
   assert_close(gradients(tiny.PAPER_DIT, remat), plain['paper'], 1e-4)
