@@ -52,14 +52,14 @@ class TimedConcept:
     start: seconds.
     end: seconds; None: to the end of the video.
     timing: 'reference', frames of the concept are references with this
-      interval; 'event', its sentence is a timed caption with this interval. In
-      both, its LoRA acts on the frames of the interval only.
+      interval; 'event', its sentence is a timed caption with this interval.
     word: for 'reference', what it is called in the prompt; '' takes the word
       after its [v].
     image: for 'reference', path of a picture instead of the frames that the
       file carries.
     text: for 'event', its sentence; '' takes the prompts of its training.
-    fade: seconds over which its LoRA comes and goes.
+    gate: whether its LoRA acts on the frames of the interval only.
+    fade: seconds over which a gated LoRA comes and goes.
   """
 
   file: str
@@ -71,6 +71,7 @@ class TimedConcept:
   word: str = ''
   image: str = ''
   text: str = ''
+  gate: bool = True
   fade: float = 0.0
 
 

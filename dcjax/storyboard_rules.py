@@ -64,6 +64,8 @@ def _check_concept(story: Any, x: Any, where: str) -> None:
     _number(getattr(x, key), f'{where}.{key}')
   if _number(x.fade, f'{where}.fade') < 0:
     raise DcjaxError(f'{where}.fade is {x.fade:g}; expected 0 s or more')
+  if not isinstance(x.gate, bool):
+    raise DcjaxError(f'{where}.gate is {x.gate!r}; expected true or false')
   if x.timing not in TIMINGS:
     raise DcjaxError(
       f'{where}.timing is {x.timing!r}; use one of {", ".join(TIMINGS)}'

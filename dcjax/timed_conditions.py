@@ -237,7 +237,10 @@ def _gate(base, equipped, stories, pictures) -> jax.Array:
   owners = [
     [x.owner for x in row] + [None] * (count - len(row)) for row in pictures
   ]
-  times = [[[c.start, c.end] for c in x.concepts] for x in stories]
+  times = [
+    [[c.start, c.end] if c.gate else [0.0, x.seconds] for c in x.concepts]
+    for x in stories
+  ]
   gate = timed_concepts.gate(
     f,
     timed_plan.latent_time(base, story, times),

@@ -204,6 +204,7 @@ BAD = [
   ({'concepts': [concept(file='')]}, r"concepts\[0\].file is ''"),
   ({'concepts': [concept(identity='1')]}, "identity is '1'"),
   ({'concepts': [concept(fade=-1)]}, 'fade is -1; expected 0 s or more'),
+  ({'concepts': [concept(gate=1)]}, 'gate is 1; expected true or false'),
   ({'concepts': [concept(timing='now')]}, 'use one of reference, event'),
   ({'concepts': [concept(word='fox')]}, "'fox' is not in the prompt"),
   ({'concepts': [concept(word=3)]}, 'word is 3'),

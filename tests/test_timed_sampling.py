@@ -451,6 +451,8 @@ def test_a_concept_is_a_reference_with_its_lora_in_time(
   # 3 latent frames of 2x4 tokens, a picture, a word of 3.
   gate = np.asarray(told.gate)[0, :, 0]
   np.testing.assert_array_equal(gate, [0] * 8 + [1] * 16 + [1] * 8 + [1] * 3)
+  _, told = tell(base, equipped, with_concept(folder, files[0], gate=False))
+  assert np.asarray(told.gate).all()
   assert 'lora' in variables['blocks']['mlp']['up']
   assert 'lora' not in variables['blocks']['timed_attn']['q']
 
