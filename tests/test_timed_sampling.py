@@ -1,10 +1,12 @@
 """Storyboards to videos: what the transformer is told, and in which passes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
@@ -19,7 +21,9 @@ from dcjax import (
   timed_sampling,
   tree,
 )
+from dcjax.alchemint import dataset, recipe
 from dcjax.concept import Concept
+from dcjax.data import subjects
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.reference import Events, ReferenceConfig, References
@@ -210,6 +214,61 @@ def test_events_are_in_order_of_time(base, equipped, folder):
   # 'a cat.' and its end; 'the dog jumps.' and its end.
   np.testing.assert_array_equal(told.events.mask[0].sum(-1), [4, 5])
   assert not told.events.mask[1].any()
+
+
+def test_a_storyboard_is_told_as_in_training(base, equipped, tmp_path):
+  """The clip of a subject, as training reads it and as one would ask for it."""
+  video = np.full((10, 16, 32, 3), (20, 30, 200), np.uint8)
+  mask = np.zeros(video.shape[:3], bool)
+  mask[2:6, 4:12, 8:20] = True  # 1.5 to 5.5 of 8 frames a second
+  mask[9, 4:12, 8:20] = True  # after the clip: what the reference is cut from
+  video[mask] = (230, 40, 30)
+  clip = subjects.AnnotatedClip(
+    video,
+    8.0,
+    PROMPT,
+    (subjects.Subject('red ball', mask),),
+    (subjects.TimedText('a ball jumps.', 0.2, 0.7),),
+  )
+  config = recipe.alchemint('world').data
+  plain = dataclasses.replace(base.format, frames=9)
+  samples = dataset.encode(
+    dataclasses.replace(base, format=plain),
+    [clip],
+    config,
+    equipped.reference,
+    tmp_path,
+    seed=0,
+    views=1,
+  )
+  trained = samples[0]
+  picture = np.dstack([video[9], np.where(mask[9], 255, 0).astype(np.uint8)])
+  Image.fromarray(picture).save(tmp_path / 'ball.png')
+  asked = Storyboard(
+    PROMPT,
+    references=[
+      Reference(str(tmp_path / 'ball.png'), 'red ball', 1.5 / 8, 5.5 / 8)
+    ],
+    events=[Event('a ball jumps.', 0.2, 0.7)],
+    **QUICK,
+  )
+  _, told = tell(base, equipped, asked)
+  # Features are kept in half precision for training.
+  close = functools.partial(np.testing.assert_allclose, atol=5e-3)
+  close(told.text[0], trained['features'])
+  np.testing.assert_array_equal(told.mask[0], trained['mask'])
+  for what in ('references', 'events'):
+    ours = getattr(told, what)._asdict()
+    for key in ('interval', 'tags', 'tag_mask', 'features', 'mask'):
+      if key in ours:
+        x, y = np.asarray(ours[key][0, 0]), trained[what][key][0]
+        n = min(len(x), len(y))
+        close(x[:n], y[:n], err_msg=f'{what} {key}')
+        assert not x[n:].any() and not y[n:].any()
+  assert (
+    told.references.latents.shape[2:]
+    == trained['references']['latents'].shape[1:]
+  )
 
 
 def test_nothing_is_told_of_what_is_not_there(base, equipped, folder):
