@@ -36,16 +36,18 @@ def get_config(variant: str = '') -> ConfigDict:
   )
   c.sample = ConfigDict(dict(steps=0, batch=8))  # 0 steps: the base's own
   c.seeds = (0, 1)
-  c.only = ''  # rows, with commas between; empty: all
-  c.rows = _alchemint()
+  rows = _alchemint()
+  c.only = ','.join(rows)  # rows, in the order of the table
+  # Keys with dots are kept as they are: they are paths into the training.
+  c.rows = ConfigDict(rows, convert_dict=False)
   if 'tiny' in names:
     _shrink(c)
   return c
 
 
-def _alchemint() -> ConfigDict:
+def _alchemint() -> dict[str, dict]:
   """training: what differs; of: whose training; system: of `evals.making`."""
-  rows = {
+  return {
     'werope': dict(training={}),
     'midrope': dict(training={'references.scheme': 'midrope'}),
     'norope': dict(training={'references.scheme': 'norope'}, seeds=(0,)),
@@ -64,8 +66,6 @@ def _alchemint() -> ConfigDict:
     'prompt': dict(system='prompt'),
     'phrases': dict(system='phrases'),
   }
-  # Keys with dots are kept as they are: they are paths into the training.
-  return ConfigDict(rows, convert_dict=False)
 
 
 def _shrink(c: ConfigDict) -> None:

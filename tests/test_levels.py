@@ -76,7 +76,8 @@ LEVELS = """
   evals.reading
   evals.oracle
   evals.world_judge
-  evals.s2vtime  evals.making  timed_report
+  evals.making
+  evals.s2vtime  timed_report
   generation
   evals.study
   evals.sighting

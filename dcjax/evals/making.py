@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 from typing import Any
+import zlib
 
 import numpy as np
 
-from dcjax import sampling, storyboard
+from dcjax import latents, sampling, storyboard
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.evals import items as items_lib
@@ -60,34 +61,43 @@ def make(
   Raises:
     DcjaxError: the system is unknown, or an item cannot be made.
   """
-  if system not in SYSTEMS:
-    raise DcjaxError(f'system is {system!r}; use one of {", ".join(SYSTEMS)}')
+  check_system(system)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   path = lambda item: folder / f'{item.id}.mp4'
-  missing = [(i, x) for i, x in enumerate(benchmark.items)]
-  missing = [(i, x) for i, x in missing if not path(x).exists()]
+  missing = [x for x in benchmark.items if not path(x).exists()]
   for start in range(0, len(missing), batch):
     part = missing[start : start + batch]
     # A batch of another size would be compiled anew.
     full = [*part, *part[-1:] * (batch - len(part))]
     if system in ('prompt', 'phrases'):
-      videos = _of_prompts(base, [x for _, x in full], system, seed, options)
+      videos = _of_prompts(base, full, system, seed, options)
     else:
-      stories = [_story(benchmark, i, x, system, seed) for i, x in full]
+      stories = [_story(benchmark, x, system, seed) for x in full]
       videos = sampling.sample(base, stories, references=references, **options)
-    for (_, item), video in zip(part, videos, strict=False):
+    for item, video in zip(part, videos, strict=False):
       video_lib.write_video(path(item), video, item.fps)
     done = min(start + batch, len(missing))
     print(f'{folder.name}: {done} of {len(missing)} videos', flush=True)
   return folder
 
 
+def check_system(system: str) -> None:
+  """Raises DcjaxError if there is no such system."""
+  if system not in SYSTEMS:
+    raise DcjaxError(f'system is {system!r}; use one of {", ".join(SYSTEMS)}')
+
+
+def noise_seed(item: Item, seed: int) -> int:
+  """That of an item's noise, which all systems and its whole group share."""
+  return item.seed + seed + zlib.crc32((item.group or item.id).encode()) % 2**30
+
+
 def _story(
-  benchmark: Benchmark, index: int, item: Item, system: str, seed: int
+  benchmark: Benchmark, item: Item, system: str, seed: int
 ) -> Storyboard:
   """The item as a storyboard of what the system is told."""
-  record = item.storyboard() | {'seed': item.seed + seed + 1000 * index}
+  record = item.storyboard() | {'seed': noise_seed(item, seed)}
   if system == 'references':
     record['events'] = []
   elif system == 'events':
@@ -98,20 +108,21 @@ def _story(
 def _of_prompts(
   base: Base, items: Sequence[Item], system: str, seed: int, options: Any
 ) -> np.ndarray:
-  write = items_lib.timed_prompt if system == 'prompt' else _phrased
-  item = items[0]
+  write = items_lib.timed_prompt if system == 'prompt' else phrased_prompt
+  frames = round(items[0].seconds * items[0].fps) + 1
+  noise = [
+    latents.draw_noise(base, 1, noise_seed(x, seed), frames, *x.size)
+    for x in items
+  ]
   return sampling.sample(
     base,
     [write(x) for x in items],
-    seed=seed + sum(map(ord, item.id)),
-    frames=round(item.seconds * item.fps) + 1,
-    height=item.size[0],
-    width=item.size[1],
+    noise=np.concatenate(noise),
     **{k: x for k, x in options.items() if k in ('steps', 'shift')},
   )
 
 
-def _phrased(item: Item) -> str:
+def phrased_prompt(item: Item) -> str:
   """The prompt with what the world's captions can say of an interval."""
   said = []
   for x in item.references:

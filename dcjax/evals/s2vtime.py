@@ -1,4 +1,4 @@
-"""The `s2vtime` task: builds the benchmark, and scores folders of videos.
+"""The `s2vtime` task: builds the benchmark, makes its videos, scores folders.
 
 A benchmark is one JSON file with its pictures beside it (`item_file`). A model
 makes a video of each item, under the item's id. The score is a JSON file with
@@ -36,9 +36,11 @@ FILE = 'benchmark.json'
 
 def run(config: ConfigDict, workdir: str) -> None:
   """The `s2vtime` task of the command line."""
-  jobs = {'build': build, 'score': score}
+  jobs = {'build': build, 'make': make, 'score': score}
   if config.job not in jobs:
-    raise DcjaxError(f'config.job is {config.job!r}; use build or score')
+    raise DcjaxError(
+      f'config.job is {config.job!r}; use one of {", ".join(jobs)}'
+    )
   jobs[config.job](config, Path(workdir))
 
 
@@ -110,6 +112,30 @@ def _without_picture(benchmark: Benchmark) -> int:
     not (subject.image and benchmark.image(subject).is_file())
     for item in benchmark.items
     for subject in item.subjects
+  )
+
+
+# ---- make --------------------------------------------------------------------
+
+
+def make(config: ConfigDict, folder: Path) -> Path:
+  """Makes the video of every item with a base of ours, in `videos/SYSTEM`."""
+  # Who scores the videos of others needs no model.
+  from dcjax.evals import making
+  from dcjax.weights.base import load_base
+
+  c = config.make
+  making.check_system(c.system)
+  benchmark = item_file.read(c.benchmark or folder / FILE)
+  return making.make(
+    load_base(c.base),
+    benchmark,
+    folder / 'videos' / c.system,
+    system=c.system,
+    references=c.references or None,
+    batch=c.batch,
+    seed=c.seed,
+    steps=c.steps or None,
   )
 
 

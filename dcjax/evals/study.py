@@ -54,11 +54,9 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
-  """The rows that `only` names, or all."""
+  """The rows that `only` names, in its order."""
   rows = config.rows.to_dict()
-  wanted = [x.strip() for x in config.only.split(',') if x.strip()] or list(
-    rows
-  )
+  wanted = [x.strip() for x in config.only.split(',') if x.strip()]
   unknown = [name for name in wanted if name not in rows]
   if unknown:
     raise DcjaxError(
