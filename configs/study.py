@@ -46,7 +46,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def _alchemint() -> dict[str, dict]:
-  """training: what differs; of: whose training; system: of `evals.making`."""
+  """training: what differs; of: whose training; system: how it is told."""
   return {
     'werope': dict(training={}),
     'midrope': dict(training={'references.scheme': 'midrope'}),
@@ -63,8 +63,10 @@ def _alchemint() -> dict[str, dict]:
     'one_text': dict(training={'references.event_length': 0.0}, seeds=(0,)),
     'events': dict(of='werope', system='events'),
     'references_and_events': dict(of='werope', system='both'),
-    'prompt': dict(system='prompt'),
-    'phrases': dict(system='phrases'),
+    'prompt': dict(system='prompt', seeds=(0,)),
+    'phrases': dict(system='phrases', seeds=(0,)),
+    # What the autoencoder lets through of perfect videos.
+    'decoded': dict(system='decoded', seeds=(0,)),
   }
 
 

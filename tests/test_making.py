@@ -104,13 +104,13 @@ def config(folder, rows):
 
 
 def test_a_study_fills_its_table_and_goes_on(tmp_path, folder, monkeypatch):
-  c = config(folder, ['werope', 'no_tags', 'events', 'prompt'])
+  c = config(folder, ['no_tags', 'prompt', 'decoded'])
   study.run(c, str(tmp_path))
   text = (tmp_path / 'study.md').read_text()
   rows = [line.split('|')[1].strip() for line in text.splitlines()[2:]]
   assert rows == [
     *('always present', 'random interval'),
-    *('werope', 'no_tags', 'events', 'prompt'),
+    *('no_tags', 'prompt', 'decoded'),
   ]
   results = json.loads((tmp_path / 'study.json').read_text())['results']
   assert {x['seed'] for runs in results.values() for x in runs} == {0}
@@ -120,8 +120,6 @@ def test_a_study_fills_its_table_and_goes_on(tmp_path, folder, monkeypatch):
     ).read_text()
   )
   assert written['references']['tag_tokens'] == 0
-  # `events` is another way to use the training of `werope`.
-  assert not (tmp_path / 'events_0' / 'training').exists()
 
   def fail(*args, **kwargs):
     raise AssertionError('done before')
@@ -130,6 +128,24 @@ def test_a_study_fills_its_table_and_goes_on(tmp_path, folder, monkeypatch):
   monkeypatch.setattr(making, 'make', fail)
   study.run(c, str(tmp_path))
   assert (tmp_path / 'study.md').read_text() == text
+
+
+def test_a_row_may_use_the_training_of_another(tmp_path, folder, monkeypatch):
+  trained, told = [], []
+
+  def train(base, config, row, seed, folder, name):
+    trained.append(name)
+    return folder / name
+
+  def make(*args, system, references, **options):
+    told.append((system, references))
+    raise StopIteration
+
+  monkeypatch.setattr(study, 'train', train)
+  monkeypatch.setattr(making, 'make', make)
+  with pytest.raises(StopIteration):
+    study.run(config(folder, ['events']), str(tmp_path))
+  assert (trained, told) == (['werope'], [('events', tmp_path / 'werope')])
 
 
 def test_an_unknown_row_is_refused(tmp_path, folder):

@@ -14,14 +14,23 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from dcjax import machine
+from dcjax import latents, machine
 from dcjax.alchemint.run import Training
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
-from dcjax.evals import bootstrap, making, s2vtime, scoring, world_judge
+from dcjax.evals import (
+  bootstrap,
+  making,
+  s2vtime,
+  scoring,
+  world_items,
+  world_judge,
+)
 from dcjax.evals.items import Benchmark
 from dcjax.weights.base import Base, load_base
 
+# A row of drawn videos, which nothing was trained or sampled for.
+DECODED = 'decoded'
 # Columns of the table, and of which part of the items.
 COLUMNS = (
   ('t-IoU', '1 reference', 'iou'),
@@ -87,16 +96,20 @@ def _result(
   if 'training' in row or 'of' in row:
     of = row.get('of', name)
     references = train(base, config, rows[of], seed, folder.parent, of)
-  videos = making.make(
-    base,
-    benchmark,
-    folder / 'videos',
-    system=row.get('system', 'references'),
-    references=references,
-    batch=config.sample.batch,
-    seed=seed,
-    steps=config.sample.steps or None,
-  )
+  system = row.get('system', 'references')
+  if system == DECODED:
+    videos = decode(base, config.benchmark, folder / 'videos')
+  else:
+    videos = making.make(
+      base,
+      benchmark,
+      folder / 'videos',
+      system=system,
+      references=references,
+      batch=config.sample.batch,
+      seed=seed,
+      steps=config.sample.steps or None,
+    )
   record = scoring.score(
     benchmark,
     lambda item: _load(videos / f'{item.id}.mp4'),
@@ -106,6 +119,16 @@ def _result(
   result = {'row': name, 'seed': seed, 'table': record['table']}
   s2vtime.write_record(path, result)
   return json.loads(path.read_text())
+
+
+def decode(base: Base, build: ConfigDict, folder: Path) -> Path:
+  """The perfect videos as the autoencoder shows them: the ceiling of a row."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for x in world_items.make(build.count, seed=build.seed, again=build.again):
+    video = world_items.video(x)[None]
+    (seen,) = latents.decode(base, latents.encode_video(base, video))
+    video_lib.write_video(folder / f'{x.item.id}.mp4', seen, x.item.fps)
+  return folder
 
 
 def train(
