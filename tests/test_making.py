@@ -149,7 +149,7 @@ def test_a_row_may_use_the_training_of_another(tmp_path, folder, monkeypatch):
 
 
 def test_an_unknown_row_is_refused(tmp_path, folder):
-  with pytest.raises(DcjaxError, match="'werop'; the rows are events"):
+  with pytest.raises(DcjaxError, match="'werop'; the rows are decoded"):
     study.run(config(folder, ['werop']), str(tmp_path))
 
 

@@ -56,9 +56,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     for name, row in rows.items():
       if seed in row.get('seeds', config.seeds):
         at = folder / f'{name}_{seed}'
-        results[name].append(
-          _result(base, config, benchmark, rows, name, seed, at)
-        )
+        results[name].append(_result(base, config, benchmark, name, seed, at))
         write(folder, config, results)
 
 
@@ -82,7 +80,6 @@ def _result(
   base: Base,
   config: ConfigDict,
   benchmark: Benchmark,
-  rows: Mapping[str, Any],
   name: str,
   seed: int,
   folder: Path,
@@ -91,8 +88,8 @@ def _result(
   path = folder / 'scores.json'
   if path.exists():
     return json.loads(path.read_text())
-  row = rows[name]
-  references = None
+  rows = config.rows.to_dict()
+  row, references = rows[name], None
   if 'training' in row or 'of' in row:
     of = row.get('of', name)
     references = train(base, config, rows[of], seed, folder.parent, of)
