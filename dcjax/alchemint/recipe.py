@@ -25,6 +25,8 @@ def alchemint(base: str = 'world') -> ConfigDict:
   c.task = 'alchemint'
   c.name = 'alchemint'
   c.base = recipes.WAN.get(base, base)  # or a folder in diffusers layout
+  # A folder of trained references to go on from, instead of fresh ones.
+  c.init = ''
   c.seed = 0
   # The next four are as in `personalize`.
   c.base_dtype = ''

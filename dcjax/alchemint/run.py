@@ -86,7 +86,11 @@ class Training:
     """The transformer with what is added, and LoRA leaves if there are any."""
     c = self.config
     keys = jax.random.split(jax.random.key(c.seed), 2)
-    base = reference_lib.fresh(self.base, self.references, keys[0])
+    if c.init:
+      base = reference_lib.equip(self.base, c.init)
+      _check_same(base.reference, self.references, c.init)
+    else:
+      base = reference_lib.fresh(self.base, self.references, keys[0])
     transformer = base.params['transformer']
     if c.lora.rank:
       transformer = lora.attach(
@@ -141,6 +145,7 @@ class Training:
         'references': repr(self.references),
         'data': data,
         'drop': [plain['drop'], plain['drop_events']],
+        'init': c.init,
       },
     )
 
@@ -156,6 +161,16 @@ class Training:
   def _kept(self) -> str:
     """Names of what the folder must hold: added leaves and trained ones."""
     return rf'^transformer/(reference|blocks/timed_attn)/|{self.stage.train}'
+
+
+def _check_same(
+  found: ReferenceConfig, wanted: ReferenceConfig, folder: str
+) -> None:
+  if found != wanted:
+    raise DcjaxError(
+      f'config.init: {folder} was trained with {found}, and config.references '
+      f'asks for {wanted}'
+    )
 
 
 def _check(config: ConfigDict, references: ReferenceConfig) -> None:
