@@ -271,6 +271,18 @@ def test_a_run_leaves_a_folder_that_equips_its_base(tmp_path, clips):
   assert written['references']['tag_tokens'] == 3
 
 
+def test_training_goes_on_from_trained_references(tmp_path, clips):
+  base = tiny.base()
+  c = config()
+  c.init = str(run_lib.Training(base, c, tmp_path / 'one').run())
+  started = run_lib.Training(base, c, tmp_path / 'two').params()
+  equipped = reference_lib.equip(base, c.init)
+  assert tiny.equal(started['transformer'], equipped.params['transformer'])
+  c.references.scheme = 'midrope'
+  with pytest.raises(DcjaxError, match='config.init: .* was trained with'):
+    run_lib.Training(base, c, tmp_path / 'three').run()
+
+
 def test_a_lora_is_a_stage_value(tmp_path, clips):
   c = config()
   c.lora.rank, c.subjects.train = 2, recipe.WITH['lora']
