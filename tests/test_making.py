@@ -80,6 +80,23 @@ def test_phrases_are_those_that_the_world_knows(start, end, phrase):
   assert making.phrased_prompt(item) == f'a star.{phrase}'
 
 
+def test_what_the_picture_shows_is_said_to_who_sees_none():
+  references = (
+    items.Reference('a.png', 'small star', 0.0, 1.0, 'a red star'),
+    items.Reference('b.png', 'large star', 1.0, 2.0, 'an orange star'),
+  )
+  prompt = 'a small star and a large star. the small star is still.'
+  item = items.Item('one', prompt, 2.0, (64, 64), 8.0, references)
+  assert making.described(item).prompt == (
+    'a small red star and a large orange star. the small star is still.'
+  )
+  long = items.Reference(
+    'a.png', 'dog', 0.0, 1.0, 'a brown animal on four legs'
+  )
+  item = items.Item('one', 'a dog.', 2.0, (64, 64), 8.0, (long,))
+  assert making.described(item) == item
+
+
 def test_a_group_shares_its_noise():
   """Its items differ in time alone; other items have noise of their own."""
   drawn = [x.item for x in world_items.make(16)]

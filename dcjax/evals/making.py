@@ -7,10 +7,12 @@
               how models without time are run (AlcheMinT, Sec. 4)
   phrases     one text that says when in the words of the procedural world
 
-The last two need no trained references.
+The last two need no trained references. As they see no picture, their text says
+what it shows where the item describes it by a few words.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -116,10 +118,28 @@ def _of_prompts(
   ]
   return sampling.sample(
     base,
-    [write(x) for x in items],
+    [write(described(x)) for x in items],
     noise=np.concatenate(noise),
     **{k: x for k, x in options.items() if k in ('steps', 'shift')},
   )
+
+
+def described(item: Item) -> Item:
+  """The item whose prompt says of 'a small star' that it is small and red.
+
+  A subject's words are replaced where its description ends in the same word.
+  """
+  prompt, references = item.prompt, []
+  for x in item.references:
+    look = x.description.partition(' ')[2]
+    noun = x.word.split()[-1]
+    if noun in look.split():
+      extra = [w for w in x.word.split() if w not in look.split()]
+      look = ' '.join([*extra, look])
+      prompt = prompt.replace(x.word, look, 1) if look not in prompt else prompt
+      x = dataclasses.replace(x, word=look)
+    references.append(x)
+  return dataclasses.replace(item, prompt=prompt, references=tuple(references))
 
 
 def phrased_prompt(item: Item) -> str:
