@@ -88,7 +88,8 @@ def test_words_have_no_end_token_and_captions_have_one(tmp_path):
   lengths = set(example['references']['tag_mask'].sum(1).tolist())
   assert lengths <= {0, 1, 2}
   assert example['mask'].sum() == 7 + 1
-  assert example['events']['mask'].sum(1).tolist() == [3 + 1, 0, 0, 0]
+  counts = example['events']['mask'].sum(1).tolist()
+  assert counts == [3 + 1, *[0] * 5]
   np.testing.assert_allclose(
     example['events']['interval'][0], [0.125, 0.875], atol=1e-6
   )
