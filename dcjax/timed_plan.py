@@ -35,7 +35,7 @@ def defaults(base: Base) -> dict[str, Any]:
     return {
       'steps': base.format.steps,
       'shift': base.shift,
-      'guidance': Guidance(text=base.format.guidance - 1.0, reference=1.0),
+      'guidance': Guidance(text=base.format.guidance - 1.0, reference=5.0),
       'sampler': 'unipc',
     }
   return {

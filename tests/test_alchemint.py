@@ -276,9 +276,13 @@ def test_training_goes_on_from_trained_references(tmp_path, clips):
   base = tiny.base()
   c = config()
   c.init = str(run_lib.Training(base, c, tmp_path / 'one').run())
-  started = run_lib.Training(base, c, tmp_path / 'two').params()
+  second = run_lib.Training(base, c, tmp_path / 'two')
+  started = second.params()
   equipped = reference_lib.equip(base, c.init)
   assert tiny.equal(started['transformer'], equipped.params['transformer'])
+  runs = json.loads((second.run() / 'training.json').read_text())['runs']
+  assert [run['steps'] for run in runs] == [2, 2]
+  assert [bool(run['config']['init']) for run in runs] == [False, True]
   c.references.scheme = 'midrope'
   with pytest.raises(DcjaxError, match='config.init: .* was trained with'):
     run_lib.Training(base, c, tmp_path / 'three').run()

@@ -9,14 +9,33 @@ from dcjax import sampling
 from dcjax.data import captions
 from dcjax.evals import base as evaluation
 from dcjax.evals import oracle
+from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import ASSETS
 
 FOLDER = ASSETS / 'world'
 
 
-def test_fits_in_sixteen_megabytes():
+def test_fits_in_sixteen_megabytes_and_its_references_in_eight():
   files = [path for path in FOLDER.rglob('*') if path.is_file()]
-  assert sum(path.stat().st_size for path in files) <= 16e6
+  size = lambda some: sum(path.stat().st_size for path in some)
+  references = [path for path in files if 'reference' in path.parts]
+  assert size(files) - size(references) <= 16e6
+  assert size(references) <= 8e6
+
+
+def test_references_say_how_they_were_trained():
+  runs = json.loads((FOLDER / 'reference' / 'training.json').read_text())[
+    'runs'
+  ]
+  assert all(run['config']['task'] == 'alchemint' for run in runs)
+  lines = (FOLDER / 'reference' / 'metrics.jsonl').read_text().splitlines()
+  steps = [json.loads(line)['step'] for line in lines]
+  assert max(steps) == max(run['steps'] for run in runs)
+
+
+def test_references_load_onto_the_shipped_base(world_base):
+  equipped = reference_lib.equip(world_base)
+  assert equipped.reference.scheme == 'werope'
 
 
 def test_says_how_it_was_trained():

@@ -9,6 +9,7 @@ is added.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class Training:
     timings.add(STAGE, dataclasses.asdict(timing))
     timings.write()
     folder = self._save(params)
+    record(folder, self.config, self.stage.steps, self.workdir)
     print(f'references: {folder}')
     return folder
 
@@ -161,6 +163,31 @@ class Training:
   def _kept(self) -> str:
     """Names of what the folder must hold: added leaves and trained ones."""
     return rf'^transformer/(reference|blocks/timed_attn)/|{self.stage.train}'
+
+
+def record(folder: Path, config: ConfigDict, steps: int, workdir: Path) -> None:
+  """Says, beside the weights, how they came about: all runs that made them.
+
+  Args:
+    folder: of the weights.
+    config: of the last run.
+    steps: that it made.
+    workdir: of the last run, with its metrics.
+  """
+  runs, metrics = [], ''
+  before = Path(config.init) if config.init else None
+  if before and (before / 'training.json').exists():
+    runs = json.loads((before / 'training.json').read_text())['runs']
+    metrics = (before / 'metrics.jsonl').read_text()
+  run = {
+    'config': machine.plain(config),
+    'steps': steps,
+    'machine': machine.describe(),
+  }
+  text = json.dumps({'runs': [*runs, run]}, indent=1)
+  (folder / 'training.json').write_text(text + '\n')
+  metrics += (workdir / 'metrics.jsonl').read_text()
+  (folder / 'metrics.jsonl').write_text(metrics)
 
 
 def _check_same(
