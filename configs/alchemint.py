@@ -5,9 +5,13 @@
     --config.references=runs/alchemint/reference \
     --config.storyboard=examples/two_subjects.json
 
-Without --config.data.path it learns from the procedural world: about an hour
-and a half on two cores, of which seven minutes draw and encode the clips. A
-dataset of annotated clips is described in docs/dataset.md.
+Without --config.data.path it learns from the procedural world: about an hour on
+two cores, of which five minutes draw and encode the clips. A dataset of
+annotated clips is described in docs/dataset.md.
+
+The references that come with the embedded base were trained so in parts, the
+first 700 steps with a train_shift of 3, in which little was learnt of who and
+when; training.json beside them has the configs.
 
 Variants: `lora` leaves the base's weights as they are and learns a LoRA beside
 what is added; `wan_1_3b` and `wan_14b` fine-tune all weights of Wan as the
