@@ -375,7 +375,7 @@ def test_mistakes_of_the_task(built, tmp_path):
     with pytest.raises(DcjaxError, match=line):
       s2vtime.run(c, str(tmp_path))
 
-  refused('use build or score', job='judge')
+  refused('use one of build, make, score', job='judge')
   refused('there are no videos; give', score__videos='')
   refused('is not a folder', score__videos=str(tmp_path / 'none'))
   refused('5 of 5 videos are not in', score__videos=str(tmp_path))
