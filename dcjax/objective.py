@@ -126,16 +126,6 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
       total = total + stage.prior * aux['prior']
     return total, aux
 
-  def evaluate(params, batch, context, key):
-    """Loss at the middle of each quantile of t, on the same noise each time."""
-    n = batch['latents'].shape[0]
-    times = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
-    errors = [
-      samples(params, batch, context, key, jnp.full((n,), t))[1].mean()
-      for t in times
-    ]
-    return {f'held_out/t{q}': e for q, e in enumerate(errors)}
-
   def evaluate_several(params, batches, context, key):
     """The same over batches of several shapes, one sample at a time."""
     times = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
@@ -154,7 +144,7 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
     means = jnp.concatenate(errors).mean(axis=0)
     return {f'held_out/t{q}': means[q] for q in range(QUANTILES)}
 
-  loss.evaluate, loss.evaluate_several = evaluate, evaluate_several
+  loss.evaluate, loss.evaluate_several = held_out(samples), evaluate_several
   return loss
 
 
@@ -172,10 +162,50 @@ def _text(params, batch, context):
 def _drop_prompts(key, text, mask, null, rate):
   """The null prompt instead of some prompts, each with probability `rate`."""
   dropped = jax.random.bernoulli(key, rate, (mask.shape[0], 1))
-  text = jnp.where(
-    dropped[..., None], null['features'].astype(text.dtype), text
+  return without_text(text, mask, null, dropped[:, 0])
+
+
+def without_text(
+  text: jax.Array,
+  mask: jax.Array,
+  null: dict[str, jax.Array],
+  where: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """(text [b l d], mask [b l]), the null prompt's for the samples in `where`.
+
+  Args:
+    text: features of prompts.
+    mask: of them.
+    null: of `sampling.null_text`.
+    where: [b] bool.
+  """
+  empty = null['features'].astype(text.dtype)
+  return (
+    jnp.where(where[:, None, None], empty, text),
+    jnp.where(where[:, None], null['mask'], mask),
   )
-  return text, jnp.where(dropped, null['mask'], mask)
+
+
+def held_out(samples: Callable) -> Callable:
+  """Loss at the middle of each quantile of t, on the same noise each time.
+
+  Args:
+    samples: (params, batch, context, key, t [b]) -> (t, error [b]).
+
+  Returns:
+    (params, batch, context, key) -> {name: loss}.
+  """
+
+  def evaluate(params, batch, context, key):
+    n = batch['latents'].shape[0]
+    times = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
+    errors = [
+      samples(params, batch, context, key, jnp.full((n,), t))[1].mean()
+      for t in times
+    ]
+    return {f'held_out/t{q}': e for q, e in enumerate(errors)}
+
+  return evaluate
 
 
 def by_quantile(t: jax.Array, error: jax.Array) -> dict[str, jax.Array]:

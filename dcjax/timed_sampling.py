@@ -17,6 +17,7 @@ from dcjax import flow, lora, timed_plan
 from dcjax import latents as latents_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
+from dcjax.models.reference import without_events, without_references
 from dcjax.storyboard import Storyboard
 from dcjax.timed_conditions import Told, tell
 from dcjax.timed_plan import Changes
@@ -119,15 +120,13 @@ def of_pass(told: Told, name: str) -> tuple:
   """
   text, mask = told.text, told.mask
   references, events = told.references, told.events
+  everywhere = jnp.ones((len(text),), bool)
   if name in ('references', 'none'):
     text, mask = told.null, told.null_mask
     if events is not None:
-      events = events._replace(mask=jnp.zeros_like(events.mask))
+      events = without_events(events, everywhere)
   if name in ('text', 'none') and references is not None:
-    references = references._replace(
-      latents=jnp.zeros_like(references.latents),
-      tags=jnp.zeros_like(references.tags),
-    )
+    references = without_references(references, everywhere)
   return text, mask, references, events
 
 

@@ -68,6 +68,7 @@ class Samples:
   ):
     self._clips, self._features = clips, features
     self._shape, self._emphasis = shape, emphasis
+    self._width = next(iter(features.values())).shape[-1]
     self._views = min(len(clip['views']) for clip in clips) if clips else 0
 
   def __len__(self):
@@ -96,7 +97,6 @@ class Samples:
     rows = [self._text(x['word'], self._shape.tag, end=False) for x in cast]
     pad = lambda rows, like: _pad(rows, self._shape.references, like)
     _, h, w, c = view['latents'].shape
-    width = next(iter(self._features.values())).shape[-1]
     return {
       'latents': pad([x['latents'] for x in cast], np.zeros((h, w, c))).astype(
         np.float32
@@ -104,7 +104,8 @@ class Samples:
       'interval': pad([x['interval'] for x in cast], np.zeros(2, np.float32)),
       'valid': np.arange(self._shape.references) < len(cast),
       'tags': pad(
-        [x for x, _ in rows], np.zeros((self._shape.tag, width), np.float32)
+        [x for x, _ in rows],
+        np.zeros((self._shape.tag, self._width), np.float32),
       ),
       'tag_mask': pad([x for _, x in rows], np.zeros(self._shape.tag, bool)),
     }
@@ -112,11 +113,11 @@ class Samples:
   def _events(self, view: dict[str, Any]) -> dict[str, np.ndarray]:
     told = view['events'][: self._shape.events]
     rows = [self._text(x['text'], self._shape.event) for x in told]
-    width = next(iter(self._features.values())).shape[-1]
     pad = lambda rows, like: _pad(rows, self._shape.events, like)
     return {
       'features': pad(
-        [x for x, _ in rows], np.zeros((self._shape.event, width), np.float32)
+        [x for x, _ in rows],
+        np.zeros((self._shape.event, self._width), np.float32),
       ),
       'mask': pad([x for _, x in rows], np.zeros(self._shape.event, bool)),
       'interval': pad([x['interval'] for x in told], np.zeros(2, np.float32)),
@@ -235,16 +236,7 @@ def _compute(base, clip, how, seed, views) -> dict[str, np.ndarray]:
   arrays, about, windows = {}, [], {}
   for view in range(views):
     rng = np.random.default_rng((*seed, view))
-    sample = casting.cast(
-      clip,
-      rng,
-      frames=how['frames'],
-      fps=how['fps'],
-      size=how['size'],
-      max_references=how['max_references'],
-      window=how['window'],
-      gap=how['gap'],
-    )
+    sample = casting.cast(clip, rng, **how)
     window = sample.clip.tobytes()
     # Views of one window share its latents.
     if window not in windows:

@@ -6,15 +6,24 @@ references their latents and words are zero, but their tokens and intervals
 stay: to take the intervals away as well would make the passes differ in time.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from dcjax import lora
 from dcjax.models.dit import DiT
-from dcjax.models.reference import Events, References
-from dcjax.objective import QUANTILES, Objective, by_quantile, flow_loss
+from dcjax.models.reference import (
+  Events,
+  References,
+  without_events,
+  without_references,
+)
+from dcjax.objective import (
+  Objective,
+  by_quantile,
+  flow_loss,
+  held_out,
+  without_text,
+)
 from dcjax.stage import Stage
 
 # What of a sample is hidden: nothing, text, references, both.
@@ -56,7 +65,9 @@ def subjects(
       untold = jax.random.bernoulli(key_events, drop_events, (n,))
     no_text = (hidden == 1) | (hidden == 3)
     no_references = (hidden == 2) | (hidden == 3)
-    text, mask = without_text(batch, context['null'], no_text)
+    text, mask = without_text(
+      batch['features'], batch['mask'], context['null'], no_text
+    )
     references = without_references(
       References(**batch['references']), no_references
     )
@@ -85,44 +96,5 @@ def subjects(
     t, error = samples(params, batch, context, key)
     return error.mean(), by_quantile(t, error)
 
-  def evaluate(params, batch, context, key):
-    """Loss at the middle of each quantile of t, on the same noise each time."""
-    n = len(batch['latents'])
-    times = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
-    errors = jax.lax.map(
-      lambda t: samples(params, batch, context, key, jnp.full((n,), t))[
-        1
-      ].mean(),
-      times,
-    )
-    return {f'held_out/t{q}': errors[q] for q in range(QUANTILES)}
-
-  loss.evaluate = evaluate
+  loss.evaluate = held_out(samples)
   return loss
-
-
-def without_text(
-  batch: dict[str, Any], null: dict[str, jax.Array], where: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """(features, mask), the null prompt's for the samples in `where` [b]."""
-  features = batch['features']
-  empty = null['features'].astype(features.dtype)
-  return (
-    jnp.where(where[:, None, None], empty, features),
-    jnp.where(where[:, None], null['mask'], batch['mask']),
-  )
-
-
-def without_references(references: References, where: jax.Array) -> References:
-  """Pictures and words zero in the samples of `where` [b]; times stay."""
-  keep = lambda x: jnp.where(
-    where.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros_like(x), x
-  )
-  return references._replace(
-    latents=keep(references.latents), tags=keep(references.tags)
-  )
-
-
-def without_events(events: Events, where: jax.Array) -> Events:
-  """No timed captions in the samples of `where` [b]."""
-  return events._replace(mask=events.mask & ~where[:, None, None])

@@ -26,9 +26,11 @@ from dcjax.errors import DcjaxError
 from dcjax.evals import items as items_lib
 from dcjax.evals.items import Benchmark, Item
 from dcjax.storyboard import Storyboard
+from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import Base
 
 SYSTEMS = ('references', 'events', 'both', 'prompt', 'phrases')
+PROMPTS = ('prompt', 'phrases')  # without references
 # Of `data.scene.PRESENCES`: what the base was taught of time.
 _LATE, _EARLY, _MIDDLE = (
   'appears late',
@@ -68,11 +70,13 @@ def make(
   folder.mkdir(parents=True, exist_ok=True)
   path = lambda item: folder / f'{item.id}.mp4'
   missing = [x for x in benchmark.items if not path(x).exists()]
+  if system not in PROMPTS:
+    references = reference_lib.equip(base, references)
   for start in range(0, len(missing), batch):
     part = missing[start : start + batch]
     # A batch of another size would be compiled anew.
     full = [*part, *part[-1:] * (batch - len(part))]
-    if system in ('prompt', 'phrases'):
+    if system in PROMPTS:
       videos = _of_prompts(base, full, system, seed, options)
     else:
       stories = [_story(benchmark, x, system, seed) for x in full]

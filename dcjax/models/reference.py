@@ -44,6 +44,21 @@ class Events(NamedTuple):
   interval: jax.Array  # [b e 2] latent time
 
 
+def without_references(references: References, where: jax.Array) -> References:
+  """Pictures and words zero in the samples of `where` [b]; times stay."""
+  keep = lambda x: jnp.where(
+    where.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros_like(x), x
+  )
+  return references._replace(
+    latents=keep(references.latents), tags=keep(references.tags)
+  )
+
+
+def without_events(events: Events, where: jax.Array) -> Events:
+  """No timed captions in the samples of `where` [b]."""
+  return events._replace(mask=events.mask & ~where[:, None, None])
+
+
 class TimedText(NamedTuple):
   """Events as the blocks of the transformer read them."""
 
