@@ -19,13 +19,33 @@ from dcjax.weights.base import Base
 
 def check_numbers(config: ConfigDict) -> None:
   """Refuses impossible numbers of the parts that check nothing themselves."""
-  least = {'tokens.vectors': 1, 'prior.videos': 0, 'sample.steps': 0}
+  check_least(
+    config, {'tokens.vectors': 1, 'prior.videos': 0, 'sample.steps': 0}
+  )
+
+
+def check_least(config: ConfigDict, least: Mapping[str, float]) -> None:
+  """Raises DcjaxError if a number of the config is below its bound.
+
+  Args:
+    config: of a run.
+    least: {'part.key': bound}.
+  """
   for name, least_value in least.items():
     part, key = name.split('.')
     if config[part][key] < least_value:
       raise DcjaxError(
         f'config.{name} is {config[part][key]}; expected {least_value} or more'
       )
+
+
+def check_remat(config: ConfigDict) -> None:
+  """Raises DcjaxError if `remat` names no policy."""
+  if config.remat not in REMAT_POLICIES:
+    raise DcjaxError(
+      f'config.remat is {config.remat!r}; use one of '
+      f'{", ".join(REMAT_POLICIES)}'
+    )
 
 
 def base_dtype(config: ConfigDict) -> Any:
@@ -84,11 +104,7 @@ def objective(
   base: Base, config: ConfigDict, stage: Stage
 ) -> objective_lib.Objective:
   """What a stage minimises."""
-  if config.remat not in REMAT_POLICIES:
-    raise DcjaxError(
-      f'config.remat is {config.remat!r}; use one of '
-      f'{", ".join(REMAT_POLICIES)}'
-    )
+  check_remat(config)
   dit = DiT(base.dit, sampling.working_dtype(), config.remat)
   return objective_lib.personalize(dit, stage)
 

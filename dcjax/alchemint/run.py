@@ -24,7 +24,7 @@ from dcjax.alchemint import objective as objective_lib
 from dcjax.data import pipeline, subjects, timeline
 from dcjax.data.subjects import AnnotatedClip
 from dcjax.errors import DcjaxError
-from dcjax.models.dit import REMAT_POLICIES, DiT
+from dcjax.models.dit import DiT
 from dcjax.models.reference import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import Base, load_base
@@ -202,11 +202,7 @@ def _check_same(
 
 def _check(config: ConfigDict, references: ReferenceConfig) -> None:
   """Refuses impossible numbers of the parts that check nothing themselves."""
-  if config.remat not in REMAT_POLICIES:
-    raise DcjaxError(
-      f'config.remat is {config.remat!r}; use one of '
-      f'{", ".join(REMAT_POLICIES)}'
-    )
+  start.check_remat(config)
   least = {
     'data.clips': 1,
     'data.views': 1,
@@ -217,12 +213,7 @@ def _check(config: ConfigDict, references: ReferenceConfig) -> None:
     'data.emphasis': 0,
     'lora.rank': 0,
   }
-  for name, least_value in least.items():
-    part, key = name.split('.')
-    if config[part][key] < least_value:
-      raise DcjaxError(
-        f'config.{name} is {config[part][key]}; expected {least_value} or more'
-      )
+  start.check_least(config, least)
   if config.data.max_references > references.max_references:
     raise DcjaxError(
       f'config.data.max_references is {config.data.max_references}; expected '

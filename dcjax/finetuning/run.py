@@ -33,7 +33,6 @@ from dcjax.data import cache as cache_lib
 from dcjax.data import pipeline
 from dcjax.data import prompts as prompts_lib
 from dcjax.data.buckets import Bucket
-from dcjax.errors import DcjaxError
 from dcjax.finetuning import dataset
 from dcjax.finetuning import survey as survey_lib
 from dcjax.finetuning.showcase import Showcase
@@ -64,11 +63,7 @@ class Finetuning:
   ):
     self.config, self.workdir = config, Path(workdir)
     self.base = start.adapted(base, config)
-    for key, least in (('rank', 1), ('alpha', 0)):
-      if config.lora[key] < least:
-        raise DcjaxError(
-          f'config.lora.{key} is {config.lora[key]}; expected {least} or more'
-        )
+    start.check_least(config, {'lora.rank': 1, 'lora.alpha': 0})
     self.stage = stage_lib.from_config(STAGE, config[STAGE].to_dict())
     # W' = W + alpha / r A B; see `lora` for A and B.
     self.scale = (config.lora.alpha or config.lora.rank) / config.lora.rank
