@@ -1,7 +1,8 @@
 """The command line: python -m dcjax.main --config=configs/JOB.py[:VARIANT].
 
 Jobs are Python files that return a config; `config.task` names the module that
-runs it. A user's mistake is one line on stderr and exit code 2.
+runs it. A user's mistake is one line on stderr and exit code 2. The same
+command on every machine of a pod is one job (`dcjax/processes.py`).
 """
 
 import errno
@@ -15,6 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from dcjax import processes
 from dcjax.errors import DcjaxError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -22,6 +24,15 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME.'
+)
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where a job has several.'
+)
+PROCESS_COUNT = flags.DEFINE_integer(
+  'process_count', None, 'Number of processes of the job.'
+)
+PROCESS_INDEX = flags.DEFINE_integer(
+  'process_index', None, 'Which of them this is, from 0.'
 )
 
 # The module that runs each task, imported only when it is asked for.
@@ -38,6 +49,8 @@ TASKS = {
   'sample': 'dcjax.generation',
   'study': 'dcjax.evals.study',
 }
+# Those whose loop asks at each step whether it is to save and go.
+TRAINING = ('alchemint', 'lora', 'personalize', 'pretrain')
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +67,12 @@ def main(argv: list[str]) -> None:
     )
   workdir = WORKDIR.value or f'runs/{config.name}'
   _check_workdir(Path(workdir).absolute())
+  processes.initialize(
+    COORDINATOR.value,
+    PROCESS_COUNT.value,
+    PROCESS_INDEX.value,
+    preemption=task in TRAINING,
+  )
   importlib.import_module(TASKS[task]).run(config, workdir)
 
 

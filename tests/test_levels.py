@@ -15,8 +15,8 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 # from its own line or below, so there are no cycles.
 LEVELS = """
   errors  machine  recipes  state  planning.liveness  planning.text
-  storyboard_rules
-  storyboard
+  mesh  storyboard_rules  roll_call
+  storyboard  processes  sharding
   tree  stage  tracking  checkpoint  planning.devices  alchemint.recipe
   flow  lora  optim
   concept_shapes
@@ -51,7 +51,8 @@ LEVELS = """
   formats
 
   concept  objective  doctor
-  latents  train  pretrain_objective
+  latents  step  pretrain_objective
+  train
   timed_concepts  timed_plan
   timed_conditions
   timed_sampling

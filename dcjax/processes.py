@@ -1,0 +1,223 @@
+"""Which process of how many this is: what a job asks before anything of jax.
+
+A job is one process, or one process a machine (on Slurm with GPUs, one a GPU)
+that all give the same command. Which of them this is comes from the first of
+
+1. flags: --coordinator=HOST:PORT --process_count=N --process_index=I;
+2. the environment: DCJAX_COORDINATOR, DCJAX_PROCESS_COUNT and
+   DCJAX_PROCESS_INDEX, else JOB_COMPLETION_INDEX, which Kubernetes sets;
+3. surroundings that jax knows: a TPU slice of several machines on GKE, a Slurm
+   step of several tasks, and, with DCJAX_DISTRIBUTED=auto, all others;
+4. nothing of these: one process. DCJAX_DISTRIBUTED=off says so in any case.
+
+A coordinator that is given is met before jax is told of it: process 0 calls the
+roll on its port. jax alone would abort the process, without a Python exception,
+if a process is missing or the port is taken.
+"""
+
+from collections.abc import Mapping
+import os
+from typing import NamedTuple
+
+from dcjax import roll_call
+from dcjax.errors import DcjaxError
+
+# What a training that was told to go exits with once it has saved: as if
+# SIGTERM had ended it, and not 0, or a scheduler would take it for finished.
+PREEMPTED = 143
+
+# Seconds: images are pulled at different speeds. DCJAX_START_TIMEOUT is others.
+START_TIMEOUT = 600.0
+
+_MODES = ('', 'auto', 'off')
+# What jax reads of Slurm; a shell that is no step of a job has not all of them.
+_SLURM = (
+  'SLURM_JOB_ID',
+  'SLURM_STEP_NODELIST',
+  'SLURM_NTASKS',
+  'SLURM_PROCID',
+  'SLURM_LOCALID',
+)
+
+
+class Group(NamedTuple):
+  """The processes of a job, and which of them this is.
+
+  Attributes:
+    coordinator: HOST:PORT of process 0. None, with the others: jax detects it.
+    count: of processes, at least 2.
+    index: of this one, from 0.
+  """
+
+  coordinator: str | None = None
+  count: int | None = None
+  index: int | None = None
+
+
+DETECTED = Group()
+
+
+def find(
+  coordinator: str | None = None,
+  count: int | None = None,
+  index: int | None = None,
+  environ: Mapping[str, str] = os.environ,
+) -> Group | None:
+  """The group of this process; None if it is alone.
+
+  Args:
+    coordinator: HOST:PORT, as of a flag; None or empty: from `environ`.
+    count: of processes; None: from `environ`.
+    index: of this process; None: from `environ`.
+    environ: of the process.
+
+  Raises:
+    DcjaxError: a value is missing, is no number, or does not fit the others.
+  """
+  mode = environ.get('DCJAX_DISTRIBUTED', '')
+  if mode not in _MODES:
+    raise DcjaxError(f"DCJAX_DISTRIBUTED is {mode!r}; use 'auto' or 'off'")
+  if mode == 'off':
+    return None
+  coordinator = coordinator or environ.get('DCJAX_COORDINATOR') or None
+  if count is None:
+    count = _number(environ, 'DCJAX_PROCESS_COUNT')
+  if index is None:
+    index = _number(environ, 'DCJAX_PROCESS_INDEX')
+  if (coordinator, count, index) == (None, None, None):
+    return DETECTED if mode == 'auto' or _known(environ) else None
+  if index is None:
+    # Every indexed Job has it, so that alone it means nothing.
+    index = _number(environ, 'JOB_COMPLETION_INDEX')
+  return _check(coordinator, count, index)
+
+
+def initialize(
+  coordinator: str | None = None,
+  count: int | None = None,
+  index: int | None = None,
+  *,
+  preemption: bool = False,
+  timeout: float | None = None,
+) -> None:
+  """Joins the other processes of the job, if there are any.
+
+  Comes before every other use of jax. A process that is alone does not even
+  import it.
+
+  Args:
+    coordinator: see `find`.
+    count: see `find`.
+    index: see `find`.
+    preemption: whether the job asks, step by step, if it is to go
+      (`multihost_utils.reached_preemption_sync_point`). jax's service for that
+      takes SIGTERM away from the process: a job that never asks would only end
+      when it is killed. So it runs for those that ask, and no others: they die
+      of SIGTERM at once, as any program.
+    timeout: seconds to wait for the others; None: DCJAX_START_TIMEOUT or
+      `START_TIMEOUT`.
+
+  Raises:
+    DcjaxError: as of `find`; or the processes do not come together.
+  """
+  group = find(coordinator, count, index)
+  if group is None:
+    return
+  if timeout is None:
+    timeout = _seconds(os.environ)
+  if group != DETECTED:
+    roll_call.meet(group.coordinator, group.count, group.index, timeout)
+
+  import jax
+
+  jax.config.update('jax_enable_preemption_service', preemption)
+  try:
+    jax.distributed.initialize(
+      *group,
+      # What is given is all: nothing is asked of a cluster that may be around.
+      cluster_detection_method=None if group == DETECTED else 'deactivate',
+      initialization_timeout=int(timeout),
+    )
+  except (ImportError, RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())
+    raise DcjaxError(
+      f'jax does not join the processes of this job: {reason} Give '
+      '--coordinator=HOST:PORT --process_count=N --process_index=I, or '
+      'DCJAX_DISTRIBUTED=off for one process'
+    ) from error
+
+
+def is_main() -> bool:
+  """Whether this is process 0: the one that prints and writes media."""
+  import jax
+
+  # Whoever is alone is not made to start a backend for the answer.
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def _known(environ: Mapping[str, str]) -> bool:
+  """Whether jax finds several processes here by itself."""
+  # On a single TPU machine it is 'localhost', or a name.
+  workers = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
+  slices = environ.get('MEGASCALE_NUM_SLICES') or '1'
+  slurm = all(key in environ for key in _SLURM)
+  tasks = environ['SLURM_NTASKS'] if slurm else '1'
+  return len(workers) > 1 or slices != '1' or tasks != '1'
+
+
+def _check(
+  coordinator: str | None, count: int | None, index: int | None
+) -> Group | None:
+  """The group of values that were given, if they fit together."""
+  for value, flag, variable in (
+    (count, 'process_count', 'DCJAX_PROCESS_COUNT'),
+    (index, 'process_index', 'DCJAX_PROCESS_INDEX'),
+  ):
+    if value is None:
+      raise DcjaxError(
+        f'there is no {flag}; give --{flag} or {variable}, beside '
+        'coordinator and the other'
+      )
+  if count < 1:
+    raise DcjaxError(f'process_count is {count}; expected 1 or more')
+  if not 0 <= index < count:
+    raise DcjaxError(
+      f'process_index is {index}; expected 0 to {count - 1}, as '
+      f'process_count is {count}'
+    )
+  if count == 1:
+    return None
+  if coordinator is None:
+    raise DcjaxError(
+      'there is no coordinator; give --coordinator=HOST:PORT or '
+      f'DCJAX_COORDINATOR to {count} processes'
+    )
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise DcjaxError(
+      f'coordinator is {coordinator!r}; expected HOST:PORT with a port from '
+      '1 to 65535'
+    )
+  return Group(coordinator, count, index)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+  text = environ.get(name, '')
+  if not text:
+    return None
+  if not text.isdecimal():
+    raise DcjaxError(f'{name} is {text!r}; expected a whole number')
+  return int(text)
+
+
+def _seconds(environ: Mapping[str, str]) -> float:
+  text = environ.get('DCJAX_START_TIMEOUT') or str(START_TIMEOUT)
+  try:
+    seconds = float(text)
+  except ValueError:
+    seconds = 0.0
+  if not 1.0 <= seconds <= 1e6:
+    raise DcjaxError(
+      f'DCJAX_START_TIMEOUT is {text!r}; expected seconds, 1 or more'
+    )
+  return seconds
