@@ -10,8 +10,8 @@ import numpy as np
 from dcjax import machine
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
+from dcjax.models import vae as vae_lib
 from dcjax.models import vae_chunks
-from dcjax.models.wan_vae import WanVAE
 from dcjax.text_features import text_features
 from dcjax.weights.base import Base
 
@@ -75,12 +75,12 @@ def null_text(base: Base) -> dict[str, jax.Array]:
 
 def encode_video(base: Base, video: np.ndarray) -> np.ndarray:
   """Videos uint8 [b f h w 3] -> normalised latents [b f h w c], the mean."""
-  vae, params = WanVAE(base.vae), base.params['vae']
+  vae, params = vae_lib.build(base.vae), base.params['vae']
   # One at a time: memory stays that of one clip, or of a chunk of a large one.
   return np.stack([vae_chunks.encode(params, clip, vae) for clip in video])
 
 
 def decode(base: Base, latents: Any) -> np.ndarray:
   """Normalised latents [b f h w c] -> videos uint8 [b f h w 3]."""
-  vae, params = WanVAE(base.vae), base.params['vae']
+  vae, params = vae_lib.build(base.vae), base.params['vae']
   return np.stack([vae_chunks.decode(params, z, vae) for z in latents])

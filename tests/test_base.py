@@ -15,7 +15,8 @@ import tiny
 
 from dcjax import tree
 from dcjax.errors import DcjaxError
-from dcjax.weights.base import init_params, load_base, save_base
+from dcjax.weights.base import load_base, save_base
+from dcjax.weights.networks import init_params
 
 
 @pytest.fixture(scope='module')

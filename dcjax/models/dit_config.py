@@ -6,6 +6,13 @@ from typing import Any
 from dcjax.errors import DcjaxError
 from dcjax.models import rope as rope_lib
 
+CLASS = 'VideoDiT'  # in the config.json of shapes that diffusers has not
+# Options that diffusers' class of Wan 2.1 has at our defaults, always.
+_OF_WAN = (
+  *('modulation', 'vectors', 'text_mlp', 'text_mask', 'cross_affine'),
+  *('qk_norm', 'rope_split', 'window', 'self_cond'),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -62,9 +69,26 @@ class DiTConfig:
   def split(self) -> tuple[int, int, int]:
     return self.rope_split or rope_lib.wan_split(self.head_dim)
 
+  @property
+  def is_wan(self) -> bool:
+    """Whether diffusers' class of Wan 2.1 builds this shape."""
+    return all(
+      getattr(self, field.name) == field.default
+      for field in dataclasses.fields(self)
+      if field.name in _OF_WAN
+    )
+
   @classmethod
   def from_json(cls, config: dict[str, Any]) -> 'DiTConfig':
-    """Reads the `transformer/config.json` of a diffusers Wan folder."""
+    """Reads the `transformer/config.json` of a base.
+
+    Of diffusers' class of Wan 2.1, or of ours, whose keys are those of here.
+
+    Raises:
+      DcjaxError: for another form of it, or an impossible value.
+    """
+    if config.get('_class_name') == CLASS:
+      return _of_ours(config)
     unsupported = {
       'image_dim': None,
       'added_kv_proj_dim': None,
@@ -106,7 +130,9 @@ class DiTConfig:
     )
 
   def to_json(self) -> dict[str, Any]:
-    """The inverse of `from_json`, for a transformer of Wan's form."""
+    """The inverse of `from_json`; that of diffusers where it builds this."""
+    if not self.is_wan:
+      return {'_class_name': CLASS, **dataclasses.asdict(self)}
     return {
       '_class_name': 'WanTransformer3DModel',
       'added_kv_proj_dim': None,
@@ -126,6 +152,65 @@ class DiTConfig:
       'rope_max_seq_len': 1024,
       'text_dim': self.text_width,
     }
+
+
+def _of_ours(raw: dict[str, Any]) -> DiTConfig:
+  """Reads the keys of `DiTConfig` itself."""
+  where = 'transformer/config.json'
+  given = {
+    key: tuple(x) if isinstance(x, list) else x
+    for key, x in raw.items()
+    if not key.startswith('_')
+  }
+  fields = {field.name: field for field in dataclasses.fields(DiTConfig)}
+  unknown = sorted(set(given) - set(fields))
+  missing = [
+    name
+    for name, field in fields.items()
+    if field.default is dataclasses.MISSING and name not in given
+  ]
+  if unknown or missing:
+    raise DcjaxError(
+      f'{where}: unknown {", ".join(unknown) or "none"}, missing '
+      f'{", ".join(missing) or "none"}; known are {", ".join(fields)}'
+    )
+  wrong = [
+    name
+    for name, x in given.items()
+    if not _fits(x, fields[name].type) or x not in _CHOICES.get(name, (x,))
+  ]
+  if wrong:
+    shown = ', '.join(f'{name}={given[name]!r}' for name in wrong)
+    raise DcjaxError(f'{where}: {shown} cannot be')
+  config = DiTConfig(**given)
+  if config.width % config.heads or sum(config.split) != config.head_dim:
+    raise DcjaxError(
+      f'{where}: width {config.width} and rope_split {config.rope_split} do '
+      f'not share out over {config.heads} heads'
+    )
+  return config
+
+
+_CHOICES = {
+  'modulation': ('table', 'block'),
+  'vectors': (6, 7, 9),
+  'qk_norm': ('full', 'head'),
+  'self_cond': (None, 'x0_concat'),
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  """Whether a value of JSON is of an annotated type, and positive."""
+  text = kind.__name__ if isinstance(kind, type) else str(kind)
+  if value is None:
+    return 'None' in text
+  if 'tuple' in text:
+    whole = isinstance(value, tuple) and len(value) == 3
+    return whole and all(map(_is_size, value))
+  if text == 'bool' or text.startswith('str'):
+    return isinstance(value, bool if text == 'bool' else str)
+  whole = isinstance(value, int) or text == 'float'
+  return _is_size(value) and whole
 
 
 _SIZES = (

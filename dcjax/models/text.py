@@ -1,22 +1,24 @@
-"""UMT5 encoder: token ids -> text features.
+"""The encoders of UMT5 and T5: token ids -> text features.
 
-T5 1.1 (Raffel et al. 2020; Shazeer 2020 for the gated MLP) as changed by UMT5
-(Chung et al. 2023): the relative position bias is owned by every layer. No
-biases, no attention scale, RMS norm before each part. Wan2.1 reads the output
-of UMT5-XXL: 24 layers, d 4096.
+T5 (Raffel et al. 2020) has no biases, no attention scale and an RMS norm before
+each part; its relative position bias is one for all layers. T5 1.1 has a gated
+MLP (Shazeer 2020), and UMT5 (Chung et al. 2023) gives every layer its own bias.
+Wan2.1 reads the output of UMT5-XXL: 24 layers, d 4096. The DiT of
+Set-and-Sequence reads 1024 channels, which are T5's.
 
 Parameters (the leading axis of `layers` is the layer):
   embedding                                 [vocabulary d]
   layers/attn_norm/scale                    [layer d]
   layers/attn/{q,k,v,o}/kernel              [layer d k*e], o [layer k*e d]
-  layers/attn/position_bias                 [layer buckets k]
+  layers/attn/position_bias                 [layer buckets k], UMT5
+  position_bias                             [buckets k], T5
   layers/mlp_norm/scale                     [layer d]
   layers/mlp/{gate,up,down}/kernel          [layer d ff], down [layer ff d]
   norm/scale                                [d]
+
+An MLP that is not gated has no gate.
 """
 
-from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
 from einops import rearrange
@@ -27,102 +29,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from dcjax.errors import DcjaxError
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-  """Sizes of a UMT5 encoder, in the spelling of transformers' UMT5Config.
-
-  Attributes:
-    vocab_size: rows of the embedding.
-    d_model: width d of the features.
-    d_kv: head dim e; num_heads * d_kv need not be d_model.
-    d_ff: hidden width of the gated MLP.
-    num_layers: encoder layers.
-    num_heads: attention heads k.
-    relative_attention_num_buckets: rows of a layer's position bias.
-    relative_attention_max_distance: tokens; farther ones share a bucket.
-    layer_norm_epsilon: of the RMS norms.
-  """
-
-  vocab_size: int = 256384
-  d_model: int = 4096
-  d_kv: int = 64
-  d_ff: int = 10240
-  num_layers: int = 24
-  num_heads: int = 64
-  relative_attention_num_buckets: int = 32
-  relative_attention_max_distance: int = 128
-  layer_norm_epsilon: float = 1e-6
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      number = (int, float) if field.type is float else int
-      if isinstance(value, bool) or not isinstance(value, number) or value <= 0:
-        raise DcjaxError(
-          f'text encoder: {field.name} is {value!r}, expected a positive '
-          f'{field.type.__name__}'
-        )
-    buckets = self.relative_attention_num_buckets
-    if buckets % 4 or self.relative_attention_max_distance <= buckets // 4:
-      raise DcjaxError(
-        'text encoder: relative_attention_num_buckets must be a multiple of 4 '
-        'and relative_attention_max_distance more than a quarter of it, got '
-        f'{buckets} and {self.relative_attention_max_distance}'
-      )
-
-  @classmethod
-  def from_json(cls, config: Mapping[str, Any]) -> 'TextConfig':
-    """Reads the content of a UMT5 `config.json`.
-
-    Keys that do not change an encoder's features (dropout, the decoder) are
-    ignored; absent ones take UMT5Config's defaults.
-
-    Raises:
-      DcjaxError: it is another architecture or MLP, or a size is impossible.
-    """
-    kind = config.get('model_type', 'umt5')
-    if kind != 'umt5':
-      raise DcjaxError(
-        f'text encoder: model_type {kind!r} is not supported, expected umt5'
-      )
-    mlp = config.get('feed_forward_proj', _UMT5['feed_forward_proj'])
-    if mlp != _UMT5['feed_forward_proj']:
-      raise DcjaxError(
-        f'text encoder: feed_forward_proj {mlp!r} is not supported, expected '
-        f'{_UMT5["feed_forward_proj"]}'
-      )
-    names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: config.get(name, _UMT5[name]) for name in names})
-
-  def to_json(self) -> dict[str, Any]:
-    """A `config.json` that UMT5EncoderModel reads."""
-    return {
-      'architectures': ['UMT5EncoderModel'],
-      'model_type': 'umt5',
-      **dataclasses.asdict(self),
-      'dropout_rate': 0.0,
-      'eos_token_id': 1,
-      'feed_forward_proj': _UMT5['feed_forward_proj'],
-      'pad_token_id': 0,
-      'tie_word_embeddings': True,
-    }
-
-
-_UMT5 = {
-  'vocab_size': 250112,
-  'd_model': 512,
-  'd_kv': 64,
-  'd_ff': 1024,
-  'num_layers': 8,
-  'num_heads': 6,
-  'relative_attention_num_buckets': 32,
-  'relative_attention_max_distance': 128,
-  'layer_norm_epsilon': 1e-6,
-  'feed_forward_proj': 'gated-gelu',
-}
+from dcjax.models.text_config import TextConfig
 
 
 def position_buckets(
@@ -148,7 +55,7 @@ def position_buckets(
 
 
 class UMT5Encoder(nn.Module):
-  """The encoder; `__call__` is `encode(embed(ids), mask)`.
+  """The encoder, of UMT5 or T5; `__call__` is `encode(embed(ids), mask)`.
 
   The residual stream, the norms and the softmax are float32 whatever `dtype`.
 
@@ -173,6 +80,8 @@ class UMT5Encoder(nn.Module):
       length=c.num_layers,
     )(c, self.dtype)
     self.norm = nn.RMSNorm(c.layer_norm_epsilon, dtype=jnp.float32)
+    if c.shares_bias:
+      self.position_bias = self.param('position_bias', *_bias_table(c))
 
   def __call__(self, ids: Array, mask: Array) -> Array:
     """Features of token ids.
@@ -202,7 +111,10 @@ class UMT5Encoder(nn.Module):
       max_distance=c.relative_attention_max_distance,
     )
     hidden = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
-    x, _ = self.layers(x, hidden[:, None, None, :], jnp.asarray(buckets))
+    hidden, buckets = hidden[:, None, None, :], jnp.asarray(buckets)
+    if c.shares_bias:
+      hidden = hidden + _bias(self.position_bias, buckets)
+    x, _ = self.layers(x, hidden, buckets)
     return self.norm(x)
 
 
@@ -233,8 +145,9 @@ class Layer(nn.Module):
 class Attention(nn.Module):
   """softmax(q k + bias) v; T5 has the scale 1/sqrt(e) in the init of q.
 
-  `hidden` [b 1 1 l] is 0 for tokens and the lowest number for padding;
-  `buckets` [l l] is from `position_buckets`.
+  `hidden` [b 1 1 l] is 0 for tokens and the lowest number for padding; with the
+  bias that layers share it is [b k l l]. `buckets` [l l] is from
+  `position_buckets`.
   """
 
   config: TextConfig
@@ -259,18 +172,14 @@ class Attention(nn.Module):
     q = heads('q', (c.d_model * c.d_kv) ** -0.5)
     k = heads('k', c.d_model**-0.5)
     v = heads('v', c.d_model**-0.5)
-    table = self.param(
-      'position_bias',
-      nn.initializers.normal(c.d_model**-0.5),
-      (c.relative_attention_num_buckets, c.num_heads),
-    )
-    bias = rearrange(
-      jnp.take(table, buckets, axis=0), 'i j k -> 1 k i j'
-    ).astype(jnp.float32)
     scores = jnp.einsum(
       'bkie,bkje->bkij', q, k, preferred_element_type=jnp.float32
     )
-    weights = jax.nn.softmax(scores + bias + hidden, axis=-1)
+    if not c.shares_bias:
+      scores = scores + _bias(
+        self.param('position_bias', *_bias_table(c)), buckets
+      )
+    weights = jax.nn.softmax(scores + hidden, axis=-1)
     y = jnp.einsum('bkij,bkje->bkie', weights.astype(self.dtype), v)
     y = rearrange(y, 'b k l e -> (b l) (k e)')
     y = _dense(c.d_model, inner**-0.5, self.dtype, 'o')(y)
@@ -278,7 +187,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-  """down(gelu(gate x) * up x), with the tanh form of GELU."""
+  """down(gelu(gate x) * up x), GELU in its tanh form; or down(relu(up x))."""
 
   config: TextConfig
   dtype: DTypeLike
@@ -287,11 +196,26 @@ class MLP(nn.Module):
   def __call__(self, x: Array) -> Array:
     c = self.config
     rows = rearrange(x, 'b l d -> (b l) d')
-    gate = _dense(c.d_ff, c.d_model**-0.5, self.dtype, 'gate')(rows)
-    up = _dense(c.d_ff, c.d_model**-0.5, self.dtype, 'up')(rows)
-    y = jax.nn.gelu(gate, approximate=True) * up
+    y = _dense(c.d_ff, c.d_model**-0.5, self.dtype, 'up')(rows)
+    if c.gated:
+      gate = _dense(c.d_ff, c.d_model**-0.5, self.dtype, 'gate')(rows)
+      y = jax.nn.gelu(gate, approximate=True) * y
+    else:
+      y = nn.relu(y)
     y = _dense(c.d_model, c.d_ff**-0.5, self.dtype, 'down')(y)
     return y.reshape(x.shape).astype(jnp.float32)
+
+
+def _bias_table(c: TextConfig) -> tuple[Any, tuple[int, int]]:
+  """Initial values and shape of a position bias."""
+  shape = (c.relative_attention_num_buckets, c.num_heads)
+  return nn.initializers.normal(c.d_model**-0.5), shape
+
+
+def _bias(table: Array, buckets: Array) -> Array:
+  """[1 k l l] float32."""
+  bias = jnp.take(table, buckets, axis=0).astype(jnp.float32)
+  return rearrange(bias, 'i j k -> 1 k i j')
 
 
 def _dense(features: int, std: float, dtype: DTypeLike, name: str) -> nn.Dense:

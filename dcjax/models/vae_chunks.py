@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.models.vae_config import VAEConfig
-from dcjax.models.wan_vae import WanVAE, denormalize, normalize
+from dcjax.models.vae import AnyConfig, AnyVAE
+from dcjax.models.wan_vae import denormalize, normalize
 
 Array = jax.Array
 
@@ -31,7 +31,7 @@ LARGE = 2**30
 
 
 def is_large(
-  config: VAEConfig, frames: int, height: int, width: int, *, dtype: Any = None
+  config: AnyConfig, frames: int, height: int, width: int, *, dtype: Any = None
 ) -> bool:
   """Whether a clip of this size in pixels is taken in chunks.
 
@@ -42,14 +42,12 @@ def is_large(
     width: pixels.
     dtype: of the computation; default float32.
   """
-  positions = frames * height * width // (config.patch_size or 1) ** 2
-  channels = max(config.encoder_widths[0], config.decoder_widths[-1])
   size = jnp.dtype(dtype or jnp.float32).itemsize
-  return positions * channels * size > LARGE
+  return config.layer_size(frames, height, width) * size > LARGE
 
 
 def encode(
-  params: Any, clip: np.ndarray, vae: WanVAE, *, chunks: bool | None = None
+  params: Any, clip: np.ndarray, vae: AnyVAE, *, chunks: bool | None = None
 ) -> np.ndarray:
   """A video -> its normalised latents, the mean.
 
@@ -79,7 +77,7 @@ def encode(
 
 
 def decode(
-  params: Any, latents: Array, vae: WanVAE, *, chunks: bool | None = None
+  params: Any, latents: Array, vae: AnyVAE, *, chunks: bool | None = None
 ) -> np.ndarray:
   """Normalised latents -> a video, the inverse of `encode`.
 
@@ -105,7 +103,7 @@ def decode(
 
 
 def _walk(
-  step: Any, params: Any, pieces: Iterable[Any], vae: WanVAE
+  step: Any, params: Any, pieces: Iterable[Any], vae: AnyVAE
 ) -> np.ndarray:
   past, results = None, []
   for piece in pieces:
@@ -116,7 +114,7 @@ def _walk(
 
 
 def step(
-  vae: WanVAE, params: Any, past: Any, x: Array, method: str
+  vae: AnyVAE, params: Any, past: Any, x: Array, method: str
 ) -> tuple[Any, Any]:
   """One chunk.
 
@@ -124,7 +122,7 @@ def step(
     vae: the autoencoder.
     params: its parameters.
     past: what the step before gave; None for the first.
-    x: the input of `WanVAE.encode` or `WanVAE.decode`. A first chunk of pixels
+    x: the input of its `encode` or `decode`. A first chunk of pixels
       has 1 + a multiple of the temporal factor frames, a later one a multiple.
     method: 'encode' or 'decode'.
 

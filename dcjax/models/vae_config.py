@@ -113,6 +113,11 @@ class VAEConfig:
       return 1
     return 8 if self.temporal_downsample[level] else 4
 
+  def layer_size(self, frames: int, height: int, width: int) -> int:
+    """Numbers in the largest layer, one at full width."""
+    positions = frames * height * width // (self.patch_size or 1) ** 2
+    return positions * max(self.encoder_widths[0], self.decoder_widths[-1])
+
   def latent_shape(
     self, frames: int, height: int, width: int
   ) -> tuple[int, int, int, int]:

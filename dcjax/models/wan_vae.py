@@ -232,7 +232,7 @@ class WanVAE(nn.Module):
     Raises:
       DcjaxError: for another size.
     """
-    _check_pixels(x.shape, self.config, begins=not continues(self))
+    check_pixels(x.shape, self.config, begins=not continues(self))
     p = self.config.patch_size or 1
     x = rearrange(x, 'b f (h q) (w p) c -> b f h w (c p q)', p=p, q=p)
     moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
@@ -271,9 +271,17 @@ class WanVAE(nn.Module):
     return self.decode(self.encode(x)[0], clip=False)
 
 
-def _check_pixels(
-  shape: tuple[int, ...], config: VAEConfig, *, begins: bool
-) -> None:
+def check_pixels(shape: tuple[int, ...], config: Any, *, begins: bool) -> None:
+  """Refuses videos that an autoencoder cannot encode.
+
+  Args:
+    shape: of the video.
+    config: of the autoencoder, for its scale factors.
+    begins: whether it is a clip's first chunk, or all of it.
+
+  Raises:
+    DcjaxError: for another size than [b f h w 3] in whole latents.
+  """
   time, space = config.scale_factor_temporal, config.scale_factor_spatial
   if (
     len(shape) != 5

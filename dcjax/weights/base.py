@@ -5,7 +5,7 @@ What lies in the folder:
     model_index.json
     transformer/   config.json + safetensors      the video DiT
     vae/           config.json + safetensors      the causal autoencoder
-    text_encoder/  config.json + safetensors      UMT5
+    text_encoder/  config.json + safetensors      UMT5, or T5
     tokenizer/     tokenizer.json ...
     scheduler/     scheduler_config.json
     reference/     what AlcheMinT adds, if it was trained (`weights.reference`)
@@ -26,15 +26,14 @@ import numpy as np
 
 from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
-from dcjax.models.dit import DiT
+from dcjax.models import vae as vae_lib
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.reference import ReferenceConfig
-from dcjax.models.text import TextConfig, UMT5Encoder
-from dcjax.models.vae_config import VAEConfig
-from dcjax.models.wan_vae import WanVAE
+from dcjax.models.text_config import TextConfig
 from dcjax.weights import container, fingerprint, hub, names, original
 from dcjax.weights import folder as folder_lib
 from dcjax.weights.folder import Format
+from dcjax.weights.networks import expected_params, tables
 from dcjax.weights.part import Part, Placement
 
 ASSETS = Path(__file__).parents[1] / 'assets'
@@ -64,7 +63,7 @@ class Base:
 
   name: str
   dit: DiTConfig
-  vae: VAEConfig
+  vae: vae_lib.AnyConfig
   text: TextConfig
   tokenizer: Any
   params: dict[str, Any]
@@ -139,50 +138,6 @@ class Base:
     return dataclasses.replace(self, format=new)
 
 
-def expected_params(
-  dit: DiTConfig, vae: VAEConfig, text: TextConfig
-) -> dict[str, Any]:
-  """Shapes of all parameters, as a tree of `jax.ShapeDtypeStruct`."""
-
-  def shape(*dims, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(dims, dtype)
-
-  key = jax.random.key(0)
-  latents = shape(1, *dit.patch, dit.channels)
-  space = vae.scale_factor_spatial
-  ids, mask = shape(1, 2, dtype=jnp.int32), shape(1, 2, dtype=bool)
-  trees = {
-    'transformer': jax.eval_shape(
-      DiT(dit).init, key, latents, shape(1), shape(1, 2, dit.text_width)
-    ),
-    'vae': jax.eval_shape(WanVAE(vae).init, key, shape(1, 1, space, space, 3)),
-    'text_encoder': jax.eval_shape(UMT5Encoder(text).init, key, ids, mask),
-  }
-  return {part: variables['params'] for part, variables in trees.items()}
-
-
-def init_params(
-  dit: DiTConfig, vae: VAEConfig, text: TextConfig, key: jax.Array
-) -> dict[str, Any]:
-  """Fresh parameters of the same tree, for training from scratch."""
-  return jax.jit(_init_params, static_argnums=(0, 1, 2))(dit, vae, text, key)
-
-
-def _init_params(dit, vae, text, key):
-  keys = jax.random.split(key, 3)
-  space = vae.scale_factor_spatial
-  x = jnp.zeros((1, *dit.patch, dit.channels))
-  features = jnp.zeros((1, 2, dit.text_width))
-  ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-  pixels = jnp.zeros((1, 1, space, space, 3))
-  trees = {
-    'transformer': DiT(dit).init(keys[0], x, jnp.zeros((1,)), features),
-    'vae': WanVAE(vae).init(keys[1], pixels),
-    'text_encoder': UMT5Encoder(text).init(keys[2], ids, mask),
-  }
-  return {part: variables['params'] for part, variables in trees.items()}
-
-
 def load_base(
   name: str | os.PathLike = 'world',
   *,
@@ -195,7 +150,8 @@ def load_base(
 
   Args:
     name: 'world', the base embedded in this package; a diffusers-layout folder
-      of Wan 2.1 form; or its id on the Hugging Face hub.
+      of Wan 2.1 form, or one that `save_base` wrote; or an id on the Hugging
+      Face hub.
     weights: False leaves all on disk, for what needs only shapes and words.
     text_encoder: whether to load it. False reads it only while prompts are
       encoded that no earlier run has encoded. By default a small one is loaded
@@ -212,7 +168,7 @@ def load_base(
   folder = _find(name)
   raw = original.config(folder_lib.config(folder, 'transformer'))
   dit = DiTConfig.from_json(raw)
-  vae = VAEConfig.from_json(folder_lib.config(folder, 'vae'))
+  vae = vae_lib.config_from_json(folder_lib.config(folder, 'vae'))
   text = TextConfig.from_json(folder_lib.config(folder, 'text_encoder'))
   parts = {}
   expected = expected_params(dit, vae, text)
@@ -332,19 +288,13 @@ def save_base(
     folder / 'scheduler' / 'scheduler_config.json',
     folder_lib.scheduler(base.shift),
   )
-  folder_lib.write_json(folder / 'model_index.json', folder_lib.MODEL_INDEX)
+  index = folder_lib.model_index(
+    configs['transformer']['_class_name'],
+    base.text.architecture,
+    configs['vae']['_class_name'],
+  )
+  folder_lib.write_json(folder / 'model_index.json', index)
   folder_lib.write_json(
     folder / 'dcjax.json',
     {'name': base.name, 'format': dataclasses.asdict(base.format)},
   )
-
-
-def tables(
-  dit: DiTConfig, vae: VAEConfig, text: TextConfig
-) -> dict[str, names.Table]:
-  """The name tables of the three networks."""
-  return {
-    'transformer': names.transformer_table(dit),
-    'vae': names.vae_table(vae),
-    'text_encoder': names.text_table(text),
-  }

@@ -112,14 +112,28 @@ def scheduler(shift: float) -> dict[str, Any]:
   }
 
 
-MODEL_INDEX = {
-  '_class_name': 'WanPipeline',
-  'boundary_ratio': None,
-  'expand_timesteps': False,
-  'scheduler': ['diffusers', 'UniPCMultistepScheduler'],
-  'text_encoder': ['transformers', 'UMT5EncoderModel'],
-  'tokenizer': ['transformers', 'T5Tokenizer'],
-  'transformer': ['diffusers', 'WanTransformer3DModel'],
-  'transformer_2': [None, None],
-  'vae': ['diffusers', 'AutoencoderKLWan'],
-}
+def model_index(
+  transformer: str, text_encoder: str, vae: str
+) -> dict[str, Any]:
+  """The model_index.json of three classes.
+
+  Args:
+    transformer: class of the transformer, as in its config.json.
+    text_encoder: class of transformers.
+    vae: class of the autoencoder.
+  """
+  library = lambda name: 'diffusers' if name in _DIFFUSERS else 'dcjax'
+  return {
+    '_class_name': 'WanPipeline',
+    'boundary_ratio': None,
+    'expand_timesteps': False,
+    'scheduler': ['diffusers', 'UniPCMultistepScheduler'],
+    'text_encoder': ['transformers', text_encoder],
+    'tokenizer': ['transformers', 'T5Tokenizer'],
+    'transformer': [library(transformer), transformer],
+    'transformer_2': [None, None],
+    'vae': [library(vae), vae],
+  }
+
+
+_DIFFUSERS = ('WanTransformer3DModel', 'AutoencoderKLWan')

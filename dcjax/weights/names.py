@@ -196,7 +196,7 @@ BLOCK_LINEARS = {
 
 
 def _linear(ours: str, theirs: list[str], *, stacked: bool = False) -> Table:
-  """Kernel and bias of a linear layer (of every block, if stacked)."""
+  """Kernel and bias of a linear layer, of every block if stacked."""
   return {
     f'{ours}/kernel': Entry(
       tuple(f'{name}.weight' for name in theirs), 'linear', stacked
@@ -208,16 +208,16 @@ def _linear(ours: str, theirs: list[str], *, stacked: bool = False) -> Table:
 
 
 def text_table(config) -> Table:
-  """UMT5Encoder (`models.text`) <-> transformers' UMT5EncoderModel."""
+  """UMT5Encoder (`models.text`) <-> transformers' UMT5 and T5EncoderModel."""
   block = 'encoder.block.{}.layer.'
   attn, mlp = block + '0.SelfAttention.', block + '1.DenseReluDense.'
+  parts = {'gate': 'wi_0', 'up': 'wi_1'} if config.gated else {'up': 'wi'}
   linear = {f'attn/{x}/kernel': f'{attn}{x}.weight' for x in 'qkvo'} | {
-    'mlp/gate/kernel': mlp + 'wi_0.weight',
-    'mlp/up/kernel': mlp + 'wi_1.weight',
-    'mlp/down/kernel': mlp + 'wo.weight',
+    f'mlp/{ours}/kernel': f'{mlp}{theirs}.weight'
+    for ours, theirs in {**parts, 'down': 'wo'}.items()
   }
+  bias = attn + 'relative_attention_bias.weight'
   same = {
-    'attn/position_bias': attn + 'relative_attention_bias.weight',
     'attn_norm/scale': block + '0.layer_norm.weight',
     'mlp_norm/scale': block + '1.layer_norm.weight',
   }
@@ -225,6 +225,10 @@ def text_table(config) -> Table:
     'embedding': Entry(('shared.weight',)),
     'norm/scale': Entry(('encoder.final_layer_norm.weight',)),
   }
+  if config.shares_bias:
+    table['position_bias'] = Entry((bias.format(0),))
+  else:
+    same['attn/position_bias'] = bias
   for layout, leaves in (('linear', linear), ('same', same)):
     for name, key in leaves.items():
       keys = tuple(key.format(i) for i in range(config.num_layers))
