@@ -108,17 +108,15 @@ def weigh(velocities: jax.Array, coefficients: Coefficients) -> jax.Array:
 
 
 def sample_t(
-  key: jax.Array,
-  n: int,
+  keys: jax.Array,
   *,
   kind: str = 'logit_normal',
   train_shift: float = 1.0,
 ) -> jax.Array:
-  """Draws n flow times in (0, 1).
+  """Draws flow times in (0, 1).
 
   Args:
-    key: PRNG key.
-    n: how many.
+    keys: [n] PRNG keys, one of each time.
     kind: 'uniform'; 'logit_normal', sigmoid of a standard normal; or
       'cosine_biased', density 1 - cos(pi t) / 2 (NewMove).
     train_shift: Eq. (5) applied to the draw.
@@ -127,9 +125,10 @@ def sample_t(
     [n] float32.
   """
   if kind == 'logit_normal':
-    t = jax.nn.sigmoid(jax.random.normal(key, (n,)))
+    t = jax.nn.sigmoid(jax.vmap(jax.random.normal)(keys))
   elif kind in ('uniform', 'cosine_biased'):
-    t = jax.random.uniform(key, (n,), minval=1e-5, maxval=1.0 - 1e-5)
+    draw = lambda key: jax.random.uniform(key, (), minval=1e-5, maxval=1 - 1e-5)
+    t = jax.vmap(draw)(keys)
     t = _invert_cosine_cdf(t, 0.5) if kind == 'cosine_biased' else t
   else:
     raise DcjaxError(

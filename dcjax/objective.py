@@ -2,12 +2,14 @@
 
 An objective is a pure function `loss(params, batch, context, key) -> (loss,
 aux)`. `context` holds arrays that every step shares and that nothing trains,
-such as the features of the prompts; `aux` is a dict of scalars for the log.
-Every key is split by what it is for, so a draw does not move when another one
-is added.
+such as the features of the prompts; `aux` is a dict of scalars, or `Average`s,
+for the log. Every key is split by what it is for, so a draw does not move when
+another one is added; and what is drawn for a sample follows from its place in
+the batch of the step, so it does not move to another microbatch or device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,34 @@ from dcjax.data import prompts
 from dcjax.models.dit import DiT
 from dcjax.stage import Stage
 
-Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Objective = Callable[..., tuple[jax.Array, dict[str, Any]]]
 # Samples of a batch are logged by how noisy they are.
 QUANTILES = 4
+
+
+class Average(NamedTuple):
+  """A mean over the samples it is about, of which a part may have none."""
+
+  total: jax.Array
+  count: jax.Array
+
+  @property
+  def mean(self) -> jax.Array:
+    """nan if there are none."""
+    return self.total / self.count
+
+
+def sample_keys(key: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+  """[b] keys, one of each sample: `sample` says which it is of its step's."""
+  numbers = batch.get('sample')
+  if numbers is None:
+    numbers = jnp.arange(len(batch['latents']))
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
+
+
+def split_keys(keys: jax.Array, n: int) -> jax.Array:
+  """[b] -> [n b]: as many keys of each sample."""
+  return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys)
 
 
 def flow_loss(
@@ -27,7 +54,7 @@ def flow_loss(
   x0: jax.Array,
   text: jax.Array,
   text_mask: jax.Array,
-  key: jax.Array,
+  keys: jax.Array,
   stage: Stage,
   *,
   self_cond: bool,
@@ -41,7 +68,7 @@ def flow_loss(
     x0: [b f h w c] clean latents.
     text: [b l d] features.
     text_mask: [b l] bool.
-    key: of this step and this loss.
+    keys: [b] of the samples, for this step and this loss.
     stage: t sampler and self-conditioning.
     self_cond: whether the model reads its own estimate.
     t: [b] flow times instead of drawn ones.
@@ -50,12 +77,12 @@ def flow_loss(
   Returns:
     (t [b], mean squared error of each sample [b]).
   """
-  key_t, key_eps, key_self = jax.random.split(key, 3)
+  keys_t, keys_eps, keys_self = split_keys(keys, 3)
   if t is None:
     t = flow.sample_t(
-      key_t, x0.shape[0], kind=stage.t_sampler, train_shift=stage.train_shift
+      keys_t, kind=stage.t_sampler, train_shift=stage.train_shift
     )
-  eps = jax.random.normal(key_eps, x0.shape)
+  eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys_eps)
   x_t = flow.interpolate(x0, eps, t)
   call = lambda x0_hat: velocity(
     x_t, t, text, text_mask=text_mask, x0_hat=x0_hat
@@ -65,12 +92,17 @@ def flow_loss(
     # Bit diffusion: a first pass without an estimate gives one, to some
     # samples.
     estimate = jax.lax.stop_gradient(flow.x0_from_velocity(x_t, call(None), t))
-    fed = jax.random.bernoulli(key_self, stage.self_cond, t.shape)
+    fed = chosen(keys_self, stage.self_cond)
     x0_hat = jnp.where(fed[:, None, None, None, None], estimate, 0.0)
   error = jnp.square(call(x0_hat) - flow.velocity(x0, eps))
   if weight is not None:
     error = error * weight
   return t, error.mean(axis=(1, 2, 3, 4))
+
+
+def chosen(keys: jax.Array, rate: float) -> jax.Array:
+  """[b] bool, True with probability `rate` for each sample."""
+  return jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
 
 
 def personalize(dit: DiT, stage: Stage) -> Objective:
@@ -91,15 +123,13 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
 
   def samples(params, batch, context, key, t=None):
     """(t, error) of each sample."""
-    key_text, key_flow = jax.random.split(key)
+    keys_null, keys_rows, keys_flow = split_keys(sample_keys(key, batch), 3)
     text, mask = _text(params, batch, context)
     if t is None:
       if stage.prompt_drop:
-        key_null = jax.random.fold_in(key_text, 1)
-        text, mask = _drop_prompts(
-          key_null, text, mask, context['null'], stage.prompt_drop
-        )
-      text = prompts.drop_rows(key_text, text, mask, stage.text_drop)
+        dropped = chosen(keys_null, stage.prompt_drop)
+        text, mask = without_text(text, mask, context['null'], dropped)
+      text = prompts.drop_rows(keys_rows, text, mask, stage.text_drop)
     return flow_loss(
       lambda *args, **kwargs: velocity(
         {'params': params['transformer']}, *args, **kwargs
@@ -107,7 +137,7 @@ def personalize(dit: DiT, stage: Stage) -> Objective:
       batch['latents'],
       text,
       mask,
-      key_flow,
+      keys_flow,
       stage,
       self_cond=self_cond,
       t=t,
@@ -159,12 +189,6 @@ def _text(params, batch, context):
   return text, pick('mask')
 
 
-def _drop_prompts(key, text, mask, null, rate):
-  """The null prompt instead of some prompts, each with probability `rate`."""
-  dropped = jax.random.bernoulli(key, rate, (mask.shape[0], 1))
-  return without_text(text, mask, null, dropped[:, 0])
-
-
 def without_text(
   text: jax.Array,
   mask: jax.Array,
@@ -208,11 +232,13 @@ def held_out(samples: Callable) -> Callable:
   return evaluate
 
 
-def by_quantile(t: jax.Array, error: jax.Array) -> dict[str, jax.Array]:
-  """Mean error of the samples in each quarter of flow time, nan if none."""
+def by_quantile(t: jax.Array, error: jax.Array) -> dict[str, Average]:
+  """Mean error of the samples in each quarter of flow time."""
   quarter = jnp.minimum((t * QUANTILES).astype(jnp.int32), QUANTILES - 1)
   means = {}
   for q in range(QUANTILES):
     inside = quarter == q
-    means[f'loss/t{q}'] = jnp.where(inside, error, 0.0).sum() / inside.sum()
+    means[f'loss/t{q}'] = Average(
+      jnp.where(inside, error, 0.0).sum(), inside.sum()
+    )
   return means

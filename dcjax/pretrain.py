@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import machine, pretrain_objective, train
+from dcjax import machine, pretrain_objective, sharding, train
 from dcjax import stage as stage_lib
 from dcjax.data import tokenizer as tokenizer_lib
 from dcjax.data import world
@@ -23,6 +23,7 @@ from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
 from dcjax.weights import base as base_lib
+from dcjax.weights import networks
 
 # Batches and clips of a batch that the statistics of latents are taken over.
 MEASURED = (16, 16)
@@ -43,7 +44,7 @@ class Indices:
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = {
-      str(frames): np.arange(n, dtype=np.int32) + self._step * n
+      str(frames): np.asarray(sharding.local_rows(n), np.int32) + self._step * n
       for frames, n in self._mix
     }
     self._step += 1
@@ -133,7 +134,7 @@ def _start(config: Any) -> base_lib.Base:
     vae=vae,
     text=text,
     tokenizer=tokenizer,
-    params=base_lib.init_params(dit, vae, text, key),
+    params=networks.init_params(dit, vae, text, key),
     format=base_lib.Format(**config.format.to_dict()),
     shift=config.shift,
   )
@@ -180,7 +181,8 @@ def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
 
   @functools.partial(jax.jit, static_argnums=2)
   def encode(params, indices, frames):
-    keys = pretrain_objective.scene_keys(config.seed, frames, indices)
+    seed = jax.random.key(config.seed)
+    keys = pretrain_objective.scene_keys(seed, frames, indices)
     scenes, *arrays = pretrain_objective.encode_scenes(
       vae, params, keys, frames
     )

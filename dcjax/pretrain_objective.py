@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dcjax import mesh
 from dcjax.data import captions, coverage, prompts, world
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
 from dcjax.models.wan_vae import WanVAE, normalize
-from dcjax.objective import Objective, flow_loss
+from dcjax.objective import Objective, flow_loss, split_keys
 from dcjax.stage import Stage
 
 
@@ -54,7 +55,7 @@ def flow(
 
   def fetch(params, bank, indices, frames):
     if bank is None:
-      keys = scene_keys(seed, frames, indices)
+      keys = scene_keys(jax.random.key(seed), frames, indices)
       return encode_scenes(vae, params['vae'], keys, frames)
     places = indices % bank[1].shape[0]
     return jax.tree.map(lambda x: x[places], bank)
@@ -70,12 +71,13 @@ def flow(
     total, weight, aux = 0.0, 0.0, {}
     for name, indices in sorted(batch.items()):
       frames = int(name)
-      key_text, key_flow = jax.random.split(jax.random.fold_in(key, frames))
+      keys = scene_keys(key, frames, indices)
+      keys_text, keys_flow = split_keys(keys, 2)
       bank = None if context is None else context[name]
       scenes, latents, cover = fetch(params, bank, indices, frames)
       tokens, mask = jax.vmap(caption, (0, 0, None))(scenes, indices, frames)
       features = text.apply({'params': params['text_encoder']}, tokens, mask)
-      features = prompts.drop_rows(key_text, features, mask, stage.text_drop)
+      features = prompts.drop_rows(keys_text, features, mask, stage.text_drop)
       _, error = flow_loss(
         lambda *args, **kwargs: dit.apply(
           {'params': params['transformer']}, *args, **kwargs
@@ -83,7 +85,7 @@ def flow(
         latents.astype(jnp.float32),
         features,
         mask,
-        key_flow,
+        keys_flow,
         stage,
         self_cond=dit.config.self_cond is not None,
         weight=_of_mean_one(1.0 + emphasis * cover.astype(jnp.float32)),
@@ -96,9 +98,9 @@ def flow(
   return loss
 
 
-def scene_keys(seed: int, frames: int, indices: jax.Array) -> jax.Array:
+def scene_keys(key: jax.Array, frames: int, indices: jax.Array) -> jax.Array:
   """One key a scene [b]: clips of another length are other scenes."""
-  key = jax.random.fold_in(jax.random.key(seed), frames)
+  key = jax.random.fold_in(key, frames)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 
@@ -123,7 +125,7 @@ def encode_scenes(
 
 
 def _of_mean_one(weight: jax.Array) -> jax.Array:
-  return weight / weight.mean()
+  return weight / mesh.mean_over_shares(weight.mean())
 
 
 def _estrange(key, tokens, mask, strangers, prompt_drop):
@@ -167,9 +169,8 @@ def autoencoder(vae: WanVAE, *, seed: int, kl_weight: float) -> Objective:
     for frames, indices in sorted(batch.items()):
       x = videos(indices, int(frames))
       mean, logvar = vae.apply(variables, x, method='encode')
-      noise = jax.random.normal(
-        jax.random.fold_in(key, int(frames)), mean.shape
-      )
+      draw = lambda key, shape=mean.shape[1:]: jax.random.normal(key, shape)
+      noise = jax.vmap(draw)(scene_keys(key, int(frames), indices))
       z = mean + jnp.exp(0.5 * logvar) * noise
       y = vae.apply(variables, z, clip=False, method='decode')
       l2 = jnp.square(x - y).mean()

@@ -9,7 +9,6 @@ is not finite with the last good state still in hand.
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import functools
 import math
 from pathlib import Path
 import signal
@@ -18,15 +17,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from dcjax import lora, optim, tree
+from dcjax import optim, sharding, tree
 from dcjax import state as state_lib
 from dcjax.checkpoint import Checkpoints
 from dcjax.data.pipeline import Loader
 from dcjax.errors import DcjaxError
 from dcjax.objective import Objective
 from dcjax.stage import Stage
+from dcjax.step import make_step
 from dcjax.tracking import Metrics, Progress
 
 
@@ -42,6 +41,7 @@ class Loop:
     eval_every: steps between two held-out losses; 0 for none.
     preview_every: steps between two previews; 0 for none.
     identity: what a run must share to resume these checkpoints.
+    rules: where parameters lie on a mesh.
   """
 
   workdir: str
@@ -51,6 +51,7 @@ class Loop:
   eval_every: int = 0
   preview_every: int = 0
   identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rules: tuple[sharding.Rule, ...] = sharding.RULES
 
   def __post_init__(self):
     at_least = {'seed': 0, 'log_every': 1, 'save_every': 0}
@@ -67,68 +68,6 @@ class Timing:
   compile: float = 0.0
   steps: float = 0.0
   step: float = 0.0
-
-
-def make_step(
-  objective: Objective, optimizer: optax.GradientTransformation, stage: Stage
-) -> Callable:
-  """The jitted optimizer step: (state, frozen, batch, context, key) -> ...
-
-  Returns (state, metrics). A step whose loss or gradient is not finite leaves
-  parameters and optimizer as they were and says so in its metrics.
-  """
-
-  def gradients(trainable, frozen, batch, context, key):
-    key_drop, key_loss = jax.random.split(key)
-
-    def loss(trainable, batch, key):
-      # The mask is drawn from the step's key alone: all microbatches share it.
-      params = tree.combine(frozen, trainable)
-      if stage.dropout:
-        dropped = lora.drop(trainable, key_drop, stage.dropout, stage.dropped)
-        params = tree.combine(frozen, dropped)
-      return objective(params, batch, context, key)
-
-    grad = jax.value_and_grad(loss, has_aux=True)
-    if stage.accumulate == 1:
-      return grad(trainable, batch, key_loss)
-    parts = jax.tree.map(
-      lambda x: x.reshape(stage.accumulate, -1, *x.shape[1:]), batch
-    )
-    keys = jax.random.split(key_loss, stage.accumulate)
-    sums = jax.lax.map(lambda xs: grad(trainable, *xs), (parts, keys))
-    return jax.tree.map(lambda x: x.mean(0), sums)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, frozen, batch, context, key):
-    key = jax.random.fold_in(key, state.step)
-    (loss, aux), grads = gradients(state.trainable, frozen, batch, context, key)
-    norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.trainable
-    )
-    trainable = optax.apply_updates(state.trainable, updates)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    keep = lambda new, old: jax.tree.map(
-      lambda a, b: jnp.where(finite, a, b), new, old
-    )
-    ema = state.ema
-    if ema is not None:
-      # A young average would remember the random start: it follows faster.
-      decay = jnp.minimum(stage.ema, (1.0 + state.step) / (10.0 + state.step))
-      ema = jax.tree.map(
-        lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable
-      )
-      ema = keep(ema, state.ema)
-    new = state.replace(
-      step=state.step + finite.astype(jnp.int32),
-      trainable=keep(trainable, state.trainable),
-      opt_state=keep(opt_state, state.opt_state),
-      ema=ema,
-    )
-    return new, {'loss': loss, 'grad_norm': norm, **aux}
-
-  return step
 
 
 def fit(
@@ -163,24 +102,29 @@ def fit(
   """
   trainable, frozen = tree.partition(params, stage.train)
   optimizer = optim.make(stage.optimizer, stage.steps)
-  state = state_lib.init(
-    jax.tree.map(jnp.array, trainable), optimizer, ema=stage.ema > 0
+
+  def initial(trainable):
+    copies = jax.tree.map(jnp.copy, trainable)
+    return state_lib.init(copies, optimizer, ema=stage.ema > 0)
+
+  state = sharding.create(
+    initial, sharding.place(trainable, loop.rules), rules=loop.rules
   )
   checkpoints = Checkpoints(_folder(stage, loop), loop.identity)
   if checkpoints.step is not None:
     state, position = checkpoints.restore(state)
     batches.set_state(position)
   run = _Run(stage, loop, checkpoints, batches, int(state.step))
-  context = jax.device_put(context)
+  context = sharding.place(context, ())
   timing = Timing()
   try:
     if int(state.step) < stage.steps:
       state, timing = run.steps(
-        make_step(objective, optimizer, stage),
+        make_step(objective, optimizer, stage, loop.rules),
         state,
-        jax.device_put(frozen),
+        sharding.place(frozen, loop.rules),
         context,
-        _evaluator(objective, held_out, context),
+        _evaluator(objective, sharding.place(held_out, ()), context),
         preview,
       )
   finally:
@@ -218,10 +162,11 @@ class _Run:
     """The loop: reads the metrics of a step after sending off the next."""
     stage, loop = self.stage, self.loop
     key = jax.random.fold_in(jax.random.key(loop.seed), _number(stage.name))
+    key = sharding.place(key, ())
     timing, pending, began = Timing(), None, time.monotonic()
     with _OnSigterm(self._stop):
       for i in range(self.start, stage.steps):
-        batch = next(self.batches)
+        batch = sharding.batch(next(self.batches))
         position = self.batches.get_state()
         state, metrics = step_fn(state, frozen, batch, context, key)
         if i == self.start:
@@ -314,7 +259,7 @@ def _evaluator(objective, held_out, context):
   evaluate = getattr(objective, 'evaluate', None)
   if evaluate is None or held_out is None:
     return None
-  key = jax.random.key(17)
+  key = sharding.place(jax.random.key(17), ())
   jitted = jax.jit(evaluate)
   return lambda params: {
     name: float(x) for name, x in jitted(params, held_out, context, key).items()

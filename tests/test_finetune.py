@@ -243,7 +243,7 @@ def test_a_mask_moves_the_gradient_to_where_it_is_white():
       x0,
       None,
       None,
-      tiny.key(1),
+      jax.random.split(tiny.key(1)),
       STAGE,
       self_cond=False,
       weight=weight,

@@ -81,7 +81,8 @@ CDFS = {
 @pytest.mark.parametrize('s', [1.0, 5.0])
 def test_draws_of_t_follow_their_distribution(kind, s):
   n = 20_000
-  draw = flow.sample_t(jax.random.key(1), n, kind=kind, train_shift=s)
+  keys = jax.random.split(jax.random.key(1), n)
+  draw = flow.sample_t(keys, kind=kind, train_shift=s)
   assert draw.shape == (n,) and draw.dtype == jnp.float32
   t = np.sort(np.float64(draw))
   assert t[0] > 0 and t[-1] < 1
@@ -92,7 +93,7 @@ def test_draws_of_t_follow_their_distribution(kind, s):
 
 def test_unknown_t_sampler():
   with pytest.raises(DcjaxError, match='use uniform, logit_normal or cosine'):
-    flow.sample_t(jax.random.key(0), 2, kind='normal')
+    flow.sample_t(jax.random.split(jax.random.key(0)), kind='normal')
 
 
 # ---- samplers --------------------------------------------------------------

@@ -22,10 +22,10 @@ LEVELS = """
   concept_shapes
 
   models.rope  models.attention  models.convolution  models.vae_config
-  models.text  models.layers  models.resampling  models.dit_config
-  models.intervals  models.wan_vae
-  models.reference  models.block
-  models.dit
+  models.text_config  models.layers  models.resampling  models.dit_config
+  models.intervals  models.wan_vae  models.text  models.autoencoder_config
+  models.reference  models.block  models.autoencoder
+  models.dit  models.vae
   models.vae_chunks  planning.flops  planning.advice
 
   data.motions  data.shapes  data.textures
@@ -44,7 +44,7 @@ LEVELS = """
 
   weights.names  weights.container  weights.hub
   weights.lora_names  weights.fingerprint  weights.folder
-  weights.original  weights.part  weights.lora_file
+  weights.original  weights.part  weights.lora_file  weights.networks
   weights.base
   weights.outline  weights.reference
   text_features  finetuning.survey

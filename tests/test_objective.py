@@ -83,9 +83,22 @@ def test_every_step_has_its_own_noise_and_a_key_gives_it_back():
   assert values[0] == values[2] != values[1]
 
 
+def test_a_sample_keeps_its_draws_wherever_it_comes_to():
+  """By its number in the step, not by its place in a microbatch."""
+  whole, part = Spy(), Spy()
+  data = {**batch(4), 'sample': jnp.arange(4)}
+  evaluate(whole, data=data)
+  evaluate(part, data=jax.tree.map(lambda x: x[jnp.asarray([3, 1])], data))
+  for name in ('x', 't'):
+    np.testing.assert_array_equal(
+      whole.calls[0][name][jnp.asarray([3, 1])], part.calls[0][name]
+    )
+
+
 def test_quantiles_hold_the_samples_of_their_quarter():
   t = jnp.asarray([0.1, 0.2, 0.6, 1.0])
-  means = objective.by_quantile(t, jnp.asarray([1.0, 3.0, 5.0, 7.0]))
+  errors = objective.by_quantile(t, jnp.asarray([1.0, 3.0, 5.0, 7.0]))
+  means = {name: x.mean for name, x in errors.items()}
   assert float(means['loss/t0']) == 2.0
   assert np.isnan(means['loss/t1'])
   assert float(means['loss/t2']) == 5.0

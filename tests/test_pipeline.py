@@ -5,9 +5,11 @@ import itertools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from dcjax import mesh
 from dcjax.data import pipeline
 from dcjax.errors import DcjaxError
 
@@ -29,8 +31,7 @@ def numbered(count):
 
 
 def load(source, **options):
-  defaults = {'seed': 0, 'process_index': 0, 'process_count': 1}
-  return pipeline.loader(source, **(defaults | options))
+  return pipeline.loader(source, **({'seed': 0} | options))
 
 
 def drawn(loader, steps):
@@ -43,7 +44,8 @@ def test_set_is_unordered_images_with_nothing_else(backend):
   text = np.ones((5, 6), np.float32)
   source = pipeline.frames(numbered(17), text=text)
   batch = next(load(source, batch=8))
-  assert batch.keys() == {'latents', 'text'}
+  assert batch.keys() == {'latents', 'text', 'sample'}
+  assert batch['sample'].tolist() == list(range(8))  # of the batch, not of time
   assert batch['latents'].shape == (8, 1, *SHAPE)
   assert batch['text'].shape == (8, 5, 6)
 
@@ -84,24 +86,23 @@ def test_union_of_concepts_keeps_each_text(backend):
 def test_processes_share_what_one_would_see(backend, processes):
   source = pipeline.frames(numbered(10))
   whole = load(source, batch=8)
-  parts = [
-    load(source, batch=8, process_index=p, process_count=processes)
-    for p in range(processes)
-  ]
+  rows = np.split(np.arange(8), processes)
+  parts = [load(source, batch=8, rows=list(r)) for r in rows]
   seen = collections.Counter()
   for _ in range(10):  # 80 examples, 8 epochs
     shards = [drawn(x, 1) for x in parts]
     assert all(len(x) == 8 // processes for x in shards)
     together = list(itertools.chain(*shards))
-    assert sorted(together) == sorted(drawn(whole, 1))
+    assert together == drawn(whole, 1)
     seen.update(together)
   assert seen == dict.fromkeys(range(10), 8)
 
 
 def test_one_clip_serves_many_processes(backend):
   source = pipeline.clips(numbered(5))
-  loader = load(source, batch=8, process_index=3, process_count=4)
-  assert next(loader)['latents'].shape == (2, 5, *SHAPE)
+  batch = next(load(source, batch=8, rows=[3, 7]))
+  assert batch['latents'].shape == (2, 5, *SHAPE)
+  assert batch['sample'].tolist() == [3, 7]
 
 
 def mixed(seed=0):
@@ -138,9 +139,7 @@ def test_state_moves_to_another_number_of_processes(backend):
   source = pipeline.frames(numbered(10))
   whole = load(source, batch=4)
   drawn(whole, 5)
-  parts = [
-    load(source, batch=4, process_index=p, process_count=2) for p in range(2)
-  ]
+  parts = [load(source, batch=4, rows=[p, p + 2]) for p in range(2)]
   for part in parts:
     part.set_state(whole.get_state())
   assert sorted(drawn(parts[0], 1) + drawn(parts[1], 1)) == sorted(
@@ -159,7 +158,7 @@ def test_seed_is_the_order(backend):
 def test_batches_are_the_same_without_grain(monkeypatch):
   pytest.importorskip('grain')
   source = pipeline.frames(numbered(17))
-  part = {'batch': 6, 'process_index': 1, 'process_count': 2}
+  part = {'batch': 6, 'rows': [1, 3, 5]}
   with_grain = drawn(load(source, **part), 12)
   monkeypatch.setitem(sys.modules, 'grain', None)
   assert drawn(load(source, **part), 12) == with_grain
@@ -173,6 +172,11 @@ def test_grain_datasets_are_sources():
   assert sorted(drawn(load(source, batch=3), 2)) == list(range(100, 106))
 
 
+def on_two(source, **options):
+  with mesh.use(mesh.make({'data': 2}, jax.devices()[:2])):
+    return load(source, **options)
+
+
 @pytest.mark.parametrize(
   'make, words',
   [
@@ -183,10 +187,7 @@ def test_grain_datasets_are_sources():
     (lambda: pipeline.prior([numbered(3)], []), '1 prior samples and 0'),
     (lambda: load([], batch=2), 'no examples'),
     (lambda: load(pipeline.frames(numbered(3)), batch=0), 'batch'),
-    (
-      lambda: load(pipeline.frames(numbered(3)), batch=3, process_count=2),
-      'multiple of 2',
-    ),
+    (lambda: on_two(pipeline.frames(numbered(3)), batch=3), 'multiple of 2'),
   ],
 )
 def test_mistakes_are_one_line(make, words):

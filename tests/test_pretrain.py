@@ -47,7 +47,7 @@ def cheap():
     return tiny.randomize(expected_params(dit, vae, text))
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pretrain.base_lib, 'init_params', drawn)
+    patch.setattr(pretrain.networks, 'init_params', drawn)
     patch.setattr(pretrain, 'MEASURED', (1, 2))
     yield
 
@@ -130,7 +130,7 @@ def test_a_bank_holds_the_scenes_that_are_drawn_without_one(base):
 
 def test_an_object_weighs_more_and_only_where_it_is(base):
   """Its place is the share of its pixels, the most over a latent frame's."""
-  keys = pretrain_objective.scene_keys(0, 5, jnp.arange(3))
+  keys = pretrain_objective.scene_keys(jax.random.key(0), 5, jnp.arange(3))
   params, vae = base.params['vae'], WanVAE(base.vae)
   scenes, latents, cover = pretrain_objective.encode_scenes(
     vae, params, keys, 5

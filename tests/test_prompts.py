@@ -185,13 +185,14 @@ def test_place_keeps_the_dtype_of_the_features():
 def test_drop_rows():
   features, mask = jnp.ones((64, 48, 3)), jnp.arange(48)[None, :] < 40
   mask = jnp.broadcast_to(mask, (64, 48))
-  dropped = prompts.drop_rows(jax.random.key(0), features, mask, 0.1)
+  keys = jax.random.split(jax.random.key(0), 64)
+  dropped = prompts.drop_rows(keys, features, mask, 0.1)
   rows = np.asarray(dropped.sum(-1))
   assert set(np.unique(rows)) == {0.0, 3.0}
   assert np.all(rows[:, 40:] == 0)
   assert abs((rows[:, :40] == 0).mean() - 0.1) < 0.02
   np.testing.assert_array_equal(
-    prompts.drop_rows(jax.random.key(0), features, mask, 0.0),
+    prompts.drop_rows(keys, features, mask, 0.0),
     prompts.zero_padding(features, mask),
   )
 
@@ -293,8 +294,8 @@ def test_init_keeps_attention_soft(encoder):
 @pytest.mark.parametrize(
   'config,reason',
   [
-    ({'feed_forward_proj': 'relu'}, "feed_forward_proj 'relu'.*gated-gelu"),
-    ({'model_type': 't5'}, "model_type 't5'.*umt5"),
+    ({'feed_forward_proj': 'gelu'}, "feed_forward_proj 'gelu'.*gated-gelu"),
+    ({'model_type': 'bert'}, "model_type 'bert'.*umt5"),
     ({'num_layers': 0}, 'num_layers is 0'),
     ({'d_model': '512'}, "d_model is '512'"),
     ({'layer_norm_epsilon': None}, 'layer_norm_epsilon is None'),

@@ -17,6 +17,7 @@ from dcjax import state as state_lib
 from dcjax.checkpoint import Checkpoints
 from dcjax.data import pipeline
 from dcjax.errors import DcjaxError
+from dcjax.objective import sample_keys
 from dcjax.stage import Optimizer, Stage
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -143,15 +144,24 @@ def test_accumulation_is_the_big_batch():
       np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
-def test_microbatches_have_noise_of_their_own():
-  seen = lambda p, batch, context, key: (
-    total(p, batch, context, key)[0],
-    {'draw': jax.random.uniform(key), 'square': jax.random.uniform(key) ** 2},
-  )
-  _, one = one_step(STAGE, seen)
-  assert float(one['square']) == pytest.approx(float(one['draw']) ** 2)
-  _, many = one_step(dataclasses.replace(STAGE, accumulate=4), seen)
-  assert float(many['square']) > float(many['draw']) ** 2 + 1e-3
+@pytest.mark.parametrize('accumulate', [1, 2, 4])
+def test_samples_have_the_same_noise_in_any_microbatch(accumulate):
+  """And each has noise of its own."""
+
+  def noisy(p, batch, context, key):
+    keys = sample_keys(key, {**batch, 'latents': batch['x']})
+    draws = jax.vmap(jax.random.uniform)(keys)
+    loss, _ = quadratic(p, {'x': batch['x'] + draws}, context, key)
+    return loss, {'draw': draws.mean(), 'square': jnp.square(draws).mean()}
+
+  batch = {**ones(), 'sample': jnp.arange(4)}
+  (_, whole), seen = one_step(STAGE, noisy, batch)
+  assert float(seen['square']) > float(seen['draw']) ** 2 + 1e-3
+  stage = dataclasses.replace(STAGE, accumulate=accumulate)
+  (_, after), parts = one_step(stage, noisy, batch)
+  np.testing.assert_allclose(b1(after), b1(whole), rtol=1e-6)
+  for name in ('loss', 'draw', 'square'):
+    np.testing.assert_allclose(parts[name], seen[name], rtol=1e-6)
 
 
 # ---- dropout -----------------------------------------------------------------

@@ -20,8 +20,11 @@ from dcjax.models.reference import (
 from dcjax.objective import (
   Objective,
   by_quantile,
+  chosen,
   flow_loss,
   held_out,
+  sample_keys,
+  split_keys,
   without_text,
 )
 from dcjax.stage import Stage
@@ -57,12 +60,13 @@ def subjects(
   chances = jnp.asarray([1.0 - sum(drop), *drop])
 
   def samples(params, batch, context, key, t=None):
-    key_hide, key_events, key_flow = jax.random.split(key, 3)
+    keys_hide, keys_events, keys_flow = split_keys(sample_keys(key, batch), 3)
     n = len(batch['latents'])
     hidden, untold = jnp.zeros((n,), jnp.int32), jnp.zeros((n,), bool)
     if t is None:
-      hidden = jax.random.choice(key_hide, len(HIDDEN), (n,), p=chances)
-      untold = jax.random.bernoulli(key_events, drop_events, (n,))
+      draw = lambda key: jax.random.choice(key, len(HIDDEN), p=chances)
+      hidden = jax.vmap(draw)(keys_hide)
+      untold = chosen(keys_events, drop_events)
     no_text = (hidden == 1) | (hidden == 3)
     no_references = (hidden == 2) | (hidden == 3)
     text, mask = without_text(
@@ -85,7 +89,7 @@ def subjects(
       batch['latents'],
       text,
       mask,
-      key_flow,
+      keys_flow,
       stage,
       self_cond=self_cond,
       t=t,

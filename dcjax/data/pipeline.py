@@ -4,12 +4,12 @@ A source is a random-access sequence of examples, each a dict of numpy arrays: a
 plain list for a concept, whose latents fit in memory, or any grain.MapDataset.
 `loader` makes one endless stream of it,
 
-    shuffle anew each epoch -> repeat -> every n-th example to process p of n
-    -> batch,
+    shuffle anew each epoch -> repeat -> the rows of this process -> batch,
 
-in which step s holds the same examples on any number of processes: the position
-in the data is one number, and a run may resume on other hardware. Grain reads
-ahead in threads; without it the same batches come, one after the other.
+in which row r of step s is the same example on any number of processes: the
+position in the data is one number, and a run may resume on other hardware. An
+example is told its row as `sample`, by which a step draws its noise. Grain
+reads ahead in threads; without it the same batches come, one after the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from dcjax import sharding
 from dcjax.errors import DcjaxError
 
 # Half of what a length may be: Grain rounds it up to whole batches, as a float.
@@ -117,8 +118,7 @@ def loader(
   *,
   batch: int,
   seed: int,
-  process_index: int | None = None,
-  process_count: int | None = None,
+  rows: Sequence[int] | None = None,
 ) -> Loader:
   """An endless, deterministic, resumable stream of batches.
 
@@ -130,19 +130,18 @@ def loader(
     source: list of examples or grain.MapDataset.
     batch: examples a step over all processes.
     seed: of the order, 0 to 2^32 - 1.
-    process_index: this process; jax's if None.
-    process_count: of how many; jax's if None.
+    rows: of each batch, those that this process makes; by default what the
+      current mesh gives it.
 
   Returns:
-    A `Loader` of dicts of arrays with a leading axis of batch / process_count.
+    A `Loader` of dicts of arrays with a leading axis of `rows`.
 
   Raises:
     DcjaxError: if the source is empty, or the batch does not divide.
   """
   if not len(source):
     raise DcjaxError('there are no examples to train on')
-  stream = _Shuffled(source, seed)
-  return _loader(stream, batch, process_index, process_count)
+  return _loader(_Shuffled(source, seed), batch, rows)
 
 
 def bucketed(
@@ -150,8 +149,7 @@ def bucketed(
   *,
   batch: int,
   seed: int,
-  process_index: int | None = None,
-  process_count: int | None = None,
+  rows: Sequence[int] | None = None,
 ) -> Loader:
   """The same for examples of several shapes: each batch is of one source.
 
@@ -163,38 +161,28 @@ def bucketed(
     sources: of examples that stack; none is empty.
     batch: examples a step over all processes.
     seed: of turns and orders.
-    process_index: this process; jax's if None.
-    process_count: of how many; jax's if None.
+    rows: as of `loader`.
 
   Raises:
     DcjaxError: as `loader`.
   """
   if not sources or not all(len(source) for source in sources):
     raise DcjaxError('there are no examples to train on')
-  stream = _Turns(sources, batch, seed)
-  return _loader(stream, batch, process_index, process_count)
+  return _loader(_Turns(sources, batch, seed), batch, rows)
 
 
 def _loader(
-  stream: Sequence[Example],
-  batch: int,
-  process_index: int | None,
-  process_count: int | None,
+  stream: Sequence[Example], batch: int, rows: Sequence[int] | None
 ) -> Loader:
-  """Every n-th example of an endless sequence, in batches."""
-  index = jax.process_index() if process_index is None else process_index
-  count = jax.process_count() if process_count is None else process_count
-  if batch < 1 or batch % count:
-    raise DcjaxError(
-      f'batch is {batch}; expected a multiple of {count}, the process count'
-    )
+  """Some rows of each batch of an endless sequence."""
+  rows = sharding.local_rows(batch) if rows is None else rows
+  stream = _Rows(stream, batch, rows)
   try:
     import grain
   except ImportError:
-    return _Plain(stream, batch // count, index, count)
-  stream = grain.MapDataset.source(stream)[index::count]
+    return _Plain(stream, len(rows))
   # Batched before the iterator, whose state is then the number of the step.
-  steps = stream.batch(batch // count)
+  steps = grain.MapDataset.source(stream).batch(len(rows))
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(steps.to_iter_dataset(options))
 
@@ -260,15 +248,29 @@ class _Turns:
     return order, earlier
 
 
+class _Rows:
+  """Some rows of each batch of a sequence, one after the other."""
+
+  def __init__(
+    self, stream: Sequence[Example], batch: int, rows: Sequence[int]
+  ):
+    self._stream, self._batch, self._rows = stream, batch, rows
+
+  def __len__(self):
+    return ENDLESS
+
+  def __getitem__(self, position: int) -> Example:
+    step, place = divmod(int(position), len(self._rows))
+    row = self._rows[place]
+    example = self._stream[step * self._batch + row]
+    return {**example, 'sample': np.int32(row)}
+
+
 class _Plain:
   """What `_loader` builds where Grain is not installed."""
 
-  def __init__(
-    self, stream: Sequence[Example], batch: int, index: int, count: int
-  ):
-    self._stream, self._batch = stream, batch
-    self._index, self._count = index, count
-    self._step = 0
+  def __init__(self, stream: Sequence[Example], batch: int):
+    self._stream, self._batch, self._step = stream, batch, 0
 
   def __iter__(self):
     return self
@@ -276,8 +278,7 @@ class _Plain:
   def __next__(self):
     first = self._step * self._batch
     self._step += 1
-    places = range(first, first + self._batch)
-    examples = [self._stream[self._index + self._count * k] for k in places]
+    examples = [self._stream[first + k] for k in range(self._batch)]
     return jax.tree.map(lambda *x: np.stack(x), *examples)
 
   def get_state(self):

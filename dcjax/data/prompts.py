@@ -158,7 +158,7 @@ def zero_padding(features: Array, mask: Array | np.ndarray) -> Array:
 
 
 def drop_rows(
-  key: Array,
+  keys: Array,
   features: Array,
   mask: Array | np.ndarray,
   rate: float,
@@ -166,9 +166,10 @@ def drop_rows(
   """Text-token masking: zeroes each row of [b l d] with probability `rate`.
 
   The rows of learned words are not spared. A dropped row looks like padding,
-  which is zeroed too.
+  which is zeroed too. `keys` [b] are of the samples.
   """
-  keep = jax.random.bernoulli(key, 1 - rate, mask.shape)
+  draw = lambda key: jax.random.bernoulli(key, 1 - rate, mask.shape[1:])
+  keep = jax.vmap(draw)(keys)
   return zero_padding(features, mask & keep)
 
 

@@ -5,8 +5,11 @@ import functools
 from einops import rearrange
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from dcjax import machine
+from dcjax import mesh as mesh_lib
+from dcjax.errors import DcjaxError
 
 # Scores beyond this many elements a head are computed a block of queries at a
 # time and recomputed in the backward pass, so memory stays linear in tokens.
@@ -22,8 +25,14 @@ def attend(
   mask: jax.Array | None = None,
   window: int | None = None,
   tail: int = 0,
+  cross: bool = False,
 ) -> jax.Array:
   """Attention of n queries to l keys; softmax in float32.
+
+  On a mesh, tokens are spread over its axis 'context' and heads over 'tensor'.
+  Self-attention exchanges the two (DeepSpeed-Ulysses, arXiv 2309.14509): each
+  device sees all tokens of some heads, by an all-to-all of q, k, v and the
+  result.
 
   Args:
     q: [b n k e] queries.
@@ -32,10 +41,61 @@ def attend(
     mask: [b l] bool, False hides a key from every query.
     window: half width; query i sees key j if |i - j| <= window. None: all.
     tail: as many last tokens are exempt from the window, as queries and keys.
+    cross: the keys are of another sequence, which every device has whole.
 
   Returns:
     [b n k e] in the dtype of q.
   """
+  if mesh_lib.size() > 1:
+    return _attend_on_mesh(q, k, v, mask, window, tail, cross)
+  return _attend_here(q, k, v, mask, window, tail)
+
+
+def _attend_on_mesh(q, k, v, mask, window, tail, cross):
+  """Each device does its samples and heads by the way of its backend."""
+  n, heads, shards = q.shape[1], q.shape[2], mesh_lib.size('context')
+  tensor = 'tensor' if heads % mesh_lib.size('tensor') == 0 else None
+  held = heads // (mesh_lib.size('tensor') if tensor else 1)
+  exchange = shards > 1 and not cross
+  if exchange and held % shards:
+    raise DcjaxError(
+      f'config.mesh.context is {shards}, which does not divide the {held} '
+      'heads that a device has; use a divisor of them'
+    )
+  pad = -n % shards
+  lengthen = lambda x: jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
+  if mask is None:
+    mask = jnp.ones((len(k), k.shape[1]), bool) if pad and exchange else None
+  if exchange and pad:
+    k, v, mask = lengthen(k), lengthen(v), jnp.pad(mask, ((0, 0), (0, pad)))
+    tail += pad if tail else 0
+
+  def exchanged(x, split, join):
+    if not exchange:
+      return x
+    return jax.lax.all_to_all(x, 'context', split, join, tiled=True)
+
+  def local(q, k, v, *mask):
+    q, k, v = (exchanged(x, 2, 1) for x in (q, k, v))
+    out = _attend_here(q, k, v, mask[0] if mask else None, window, tail)
+    return exchanged(out, 1, 2)
+
+  rows = mesh_lib.rows(len(q))
+  # An axis of one device is named too: gradients are summed over the others.
+  keys = 'context' if exchange or shards == 1 else None
+  video, keys = (P(rows, axis, tensor, None) for axis in ('context', keys))
+  masks = () if mask is None else (mask,)
+  out = jax.shard_map(
+    local,
+    in_specs=(video, keys, keys, *(P(rows, None) for _ in masks)),
+    out_specs=video,
+    check_vma=False,
+  )(lengthen(q), k, v, *masks)
+  return out[:, :n]
+
+
+def _attend_here(q, k, v, mask, window, tail):
+  """Attention on one device."""
   if _fused(q, mask, window):
     return _cudnn(q, k, v)
   n, l = q.shape[1], k.shape[1]

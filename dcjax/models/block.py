@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dcjax import mesh
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.layers import (
   MLP,
@@ -109,7 +110,7 @@ class Block(nn.Module):
 
     y = modulate(layer_norm(x, c.eps), m['b3'], m['s3']).astype(self.dtype)
     x = residual(x, MLP(c.mlp_width, self.dtype, name='mlp')(y), m['g3'])
-    return x, None
+    return mesh.tokens(x), None
 
   def _timed(self, attention, y, timed):
     """What timed captions tell the video's tokens; nothing to the others."""

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dcjax import mesh
 from dcjax.models import reference as reference_lib
 from dcjax.models import rope as rope_lib
 from dcjax.models.block import Block
@@ -105,7 +106,7 @@ class DiT(nn.Module):
     temb, projected = self._time(t)
     text, timed = self._texts(text, events, grid)
     tokens, _ = self._blocks(tail=tokens.shape[1] - n)(
-      tokens,
+      mesh.tokens(tokens),
       temb,
       projected,
       text,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dcjax import mesh
 from dcjax.models import rope as rope_lib
 from dcjax.models.attention import attend
 
@@ -28,8 +29,10 @@ class Linear(nn.Module):
     width = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (width, self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = x.reshape(-1, width).astype(self.dtype) @ kernel.astype(self.dtype)
-    y = y + bias.astype(self.dtype)[None]
+    # What lies on several devices by its tokens cannot be folded there.
+    folded = x.reshape(-1, width) if mesh.size('context') == 1 else x
+    y = folded.astype(self.dtype) @ kernel.astype(self.dtype)
+    y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -116,7 +119,8 @@ class Attention(nn.Module):
     The keys are rotated by `rope_keys`, which defaults to `rope`.
     """
     width = x.shape[-1]
-    source = x if source is None else source
+    cross = source is not None
+    source = source if cross else x
     q = Linear(width, dtype=self.dtype, name='q')(x)
     k = Linear(width, dtype=self.dtype, name='k')(source)
     v = Linear(width, dtype=self.dtype, name='v')(source)
@@ -125,7 +129,9 @@ class Attention(nn.Module):
     if rope is not None:
       rope_keys = rope if rope_keys is None else rope_keys
       q, k = rope_lib.rotate(q, rope), rope_lib.rotate(k, rope_keys)
-    out = attend(q, k, v, mask=mask, window=self.window, tail=self.tail)
+    out = attend(
+      q, k, v, mask=mask, window=self.window, tail=self.tail, cross=cross
+    )
     out = rearrange(out, 'b n k e -> b n (k e)')
     return Linear(width, dtype=self.dtype, name='o')(out)
 

@@ -1,0 +1,129 @@
+"""The mesh of devices that a run is spread over, as its programs see it.
+
+Four axes, of which any may be 1:
+
+    data      samples of a batch; the frozen base is repeated
+    fsdp      samples of a batch; large kernels are split, gathered when used
+    tensor    heads of attention, width of the MLP
+    context   tokens of a sample
+
+The mesh is that of `jax.set_mesh`. Without one there is one device, and every
+function here hands on what it is given.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import contextvars
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from dcjax.errors import DcjaxError
+
+AXES = ('data', 'fsdp', 'tensor', 'context')
+# What the samples of a batch are shared out over.
+ROWS = ('data', 'fsdp')
+# Whether a function is traced for the samples of one share, by `over_rows`.
+_SHARE = contextvars.ContextVar('share', default=False)
+
+
+def make(
+  sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh of all devices.
+
+  Args:
+    sizes: of the axes; one that is 0 takes the devices that are left, one that
+      is missing is 1.
+    devices: of the mesh; all by default.
+
+  Raises:
+    DcjaxError: if the sizes are not those of the devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  unknown = sorted(set(sizes) - set(AXES))
+  if unknown:
+    raise DcjaxError(
+      f'config.mesh has no axis {unknown[0]!r}; use {", ".join(AXES)}'
+    )
+  wanted = [sizes.get(axis, 1) for axis in AXES]
+  known = math.prod(n for n in wanted if n)
+  if wanted.count(0) == 1 and min(wanted) == 0 and not len(devices) % known:
+    wanted = [n or len(devices) // known for n in wanted]
+  if min(wanted) < 1 or math.prod(wanted) != len(devices):
+    raise DcjaxError(
+      f'config.mesh is {dict(zip(AXES, wanted, strict=True))}, and there are '
+      f'{len(devices)} devices; the product of the axes is their number, and '
+      'at most one axis is 0, for what is left'
+    )
+  return jax.make_mesh(
+    wanted, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  )
+
+
+def size(*axes: str) -> int:
+  """Devices along some axes of the current mesh, or all of it; 1 without."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape.get(axis, 1) for axis in axes or AXES)
+
+
+def rows(n: int) -> tuple[str, ...] | None:
+  """The axes that n samples are shared out over, or None.
+
+  None inside `over_rows`, where they have been shared out already, and for a
+  number of samples that does not divide: every device then has all of them.
+  """
+  if _SHARE.get() or size(*ROWS) == 1 or n % size(*ROWS):
+    return None
+  return ROWS
+
+
+def tokens(x: jax.Array) -> jax.Array:
+  """[b n d], its samples over the rows and its tokens over 'context'."""
+  if size() == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(rows(len(x)), 'context', None))
+
+
+def over_rows(function: Callable) -> Callable:
+  """Maps a function over the shares of a batch: [s b/s ...], one a device.
+
+  Of the arguments, those that are shares are named by `in_axes` of the result,
+  as of `jax.vmap`. What the function computes for one share stays on the
+  devices of that share: a gradient of something that every share has is summed
+  over them only when the caller sums it.
+  """
+
+  def marked(*args):
+    token = _SHARE.set(True)
+    try:
+      return function(*args)
+    finally:
+      _SHARE.reset(token)
+
+  def mapped(*args, in_axes):
+    return jax.vmap(
+      marked, in_axes=in_axes, axis_name='share', spmd_axis_name=ROWS
+    )(*args)
+
+  return mapped
+
+
+def mean_over_shares(x: jax.Array) -> jax.Array:
+  """The mean of a value over all shares, if `over_rows` has made some."""
+  return jax.lax.pmean(x, 'share') if _SHARE.get() else x
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None) -> Iterator[None]:
+  """Makes a mesh the current one; with None there is one device."""
+  with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    yield
+
+
+def split(x: Any, shares: int) -> Any:
+  """[b ...] -> [s b/s ...] of every leaf."""
+  return jax.tree.map(lambda a: a.reshape(shares, -1, *a.shape[1:]), x)
