@@ -39,11 +39,15 @@ TEST = [
   'accelerate',
   'diffusers',
   'ftfy',
+  'jsonschema',
   'peft',
   'pytest',
   'pytest-timeout',
   'torch==2.13.0',
 ]
+
+# To start sweeps. Apart from the tests, since it wants an older protobuf.
+XMANAGER = ['protobuf<7', 'xmanager>=0.8']
 
 # To look at what runs wrote, and to judge real videos with networks of others.
 EVAL = ['diffusers', 'tensorboard', 'torch']
@@ -74,6 +78,7 @@ setup(
     'cuda': ['jax[cuda12]'],
     'test': TEST,
     'eval': EVAL,
+    'xmanager': XMANAGER,
     'dev': LINT,
   },
 )

@@ -51,6 +51,8 @@ class Processes:
     self.logs = [logs / f'process-{i}.log' for i in range(count)]
     self._told = 0
     self._processes = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._tell)
     shared = environment(environ, count, devices)
     for index, log in enumerate(self.logs):
       with log.open('wb') as file:
@@ -64,10 +66,12 @@ class Processes:
           start_new_session=True,
         )
       self._processes.append(process)
+    if self._told:  # meanwhile, when not all of them were there
+      self._signal(signal.SIGTERM)
     self._echo = threading.Thread(target=self._copy, daemon=True)
     self._echo.start()
 
-  def tell(self, *_) -> None:
+  def _tell(self, *_) -> None:
     """SIGTERM to all; the second time, SIGKILL."""
     self._told += 1
     self._signal(signal.SIGTERM if self._told == 1 else signal.SIGKILL)
@@ -165,16 +169,10 @@ def main(argv: Sequence[str]) -> int:
   count = _positive('the number of processes', argv[0])
   devices = _positive('DEVICES', os.environ.get('DEVICES', '1'))
   logs = Path(os.environ.get('LOGS', 'runs/local'))
-  # Until there is somebody to tell, a signal is kept.
-  held = {signal.SIGTERM, signal.SIGINT}
-  signal.pthread_sigmask(signal.SIG_BLOCK, held)
   try:
     processes = Processes(argv[1:], count, devices, logs, os.environ)
   except OSError as error:
     return _mistake(f'{error.filename or argv[1]}: {error.strerror}')
-  for number in held:
-    signal.signal(number, processes.tell)
-  signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
   return processes.wait()
 
 
