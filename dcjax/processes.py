@@ -15,8 +15,12 @@ roll on its port. jax alone would abort the process, without a Python exception,
 if a process is missing or the port is taken.
 """
 
+import atexit
 from collections.abc import Mapping
 import os
+from pathlib import Path
+import shutil
+import tempfile
 from typing import NamedTuple
 
 from dcjax import roll_call
@@ -147,6 +151,13 @@ def initialize(
     ) from error
 
 
+def alone() -> bool:
+  """Whether the job is one process."""
+  import jax
+
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def is_main() -> bool:
   """Whether this is process 0: the one that prints and writes media."""
   import jax
@@ -155,10 +166,72 @@ def is_main() -> bool:
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+# {what a process writes into instead of the folder of the run: that folder}
+_OWN: dict[Path, Path] = {}
+
+
+def own(folder: str | os.PathLike) -> Path:
+  """The folder that this process writes into.
+
+  That of the run for process 0; for another one a folder that is thrown away
+  when it ends. So all do the same, which programs over several processes ask
+  for, and each file is written once.
+  """
+  folder = Path(folder)
+  if is_main():
+    return folder
+  mine = next((x for x, run in _OWN.items() if run == folder), None)
+  if mine is None:
+    mine = Path(tempfile.mkdtemp(prefix='dcjax-'))
+    atexit.register(shutil.rmtree, mine, ignore_errors=True)
+    _OWN[mine] = folder
+  return mine
+
+
+def shared(path: str | os.PathLike) -> Path:
+  """The same place in the folder of the run, which all processes see."""
+  path = Path(path)
+  for mine, run in _OWN.items():
+    if path.is_relative_to(mine):
+      return run / path.relative_to(mine)
+  return path
+
+
+def from_main(data: bytes) -> bytes:
+  """What process 0 gives, to every process; all of them call it."""
+  if alone():
+    return data
+  from jax.experimental import multihost_utils
+  import numpy as np
+
+  send = multihost_utils.broadcast_one_to_all
+  size = int(send(np.int32(len(data))))
+  if not size:
+    return b''
+  mine = np.frombuffer(data if is_main() else bytes(size), np.uint8)
+  return np.asarray(send(mine)).tobytes()
+
+
+def told_to_go(step: int, signalled: bool) -> bool:
+  """Whether to save and go before the next step: all processes agree on it.
+
+  Args:
+    step: of the training.
+    signalled: whether this process has got SIGTERM, where it is alone.
+  """
+  if alone():
+    return signalled
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.reached_preemption_sync_point(step)
+
+
 def _known(environ: Mapping[str, str]) -> bool:
   """Whether jax finds several processes here by itself."""
-  # On a single TPU machine it is 'localhost', or a name.
+  # On a single TPU machine it is 'localhost', or a name; where libtpu looked for
+  # a TPU and found none, it is a sentence.
   workers = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
+  workers = [] if ' ' in ''.join(workers) else workers
   slices = environ.get('MEGASCALE_NUM_SLICES') or '1'
   slurm = all(key in environ for key in _SLURM)
   tasks = environ['SLURM_NTASKS'] if slurm else '1'

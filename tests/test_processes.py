@@ -52,6 +52,7 @@ GIVEN = {'DCJAX_COORDINATOR': 'a:1', 'DCJAX_PROCESS_COUNT': '4'}
     ({k: v for k, v in SLURM.items() if 'STEP' not in k}, None),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, DETECTED),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    ({'TPU_WORKER_HOSTNAMES': 'WARNING: no hosts or IPs, please set'}, None),
     ({'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'}, DETECTED),
     # What is given outranks what is found.
     (SLURM | GIVEN | {'DCJAX_PROCESS_INDEX': '1'}, Group('a:1', 4, 1)),
