@@ -15,6 +15,7 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 # from its own line or below, so there are no cycles.
 LEVELS = """
   errors  machine  recipes  state  planning.liveness  planning.text
+  planning.collectives
   mesh  storyboard_rules  roll_call
   storyboard  processes  sharding
   tree  stage  tracking  checkpoint  planning.devices  alchemint.recipe
