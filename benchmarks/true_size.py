@@ -36,7 +36,8 @@ from dcjax.planning import devices
 from dcjax.planning import run as plan
 from dcjax.planning import text as plan_text
 from dcjax.planning.forecast import Forecaster
-from dcjax.weights.base import Base, Format, expected_params, save_base
+from dcjax.weights.base import Base, Format, save_base
+from dcjax.weights.networks import expected_params
 
 ROOT = Path(__file__).parents[1]
 WORDS = tuple('a red blue thing ball on the ground rolls jumps'.split())

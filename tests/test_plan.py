@@ -18,7 +18,8 @@ from dcjax.planning import advice, devices, forecast, programs
 from dcjax.planning import run as plan
 from dcjax.planning import text as plan_text
 from dcjax.planning.forecast import Forecaster
-from dcjax.weights.base import Base, expected_params, load_base
+from dcjax.weights.base import Base, load_base
+from dcjax.weights.networks import expected_params
 from dcjax.weights.outline import nbytes, outline
 
 SET_SEQ = 'configs/set_seq.py'

@@ -16,7 +16,8 @@ from dcjax import stage as stage_lib
 from dcjax.data import world
 from dcjax.errors import DcjaxError
 from dcjax.models.wan_vae import WanVAE
-from dcjax.weights.base import expected_params, load_base
+from dcjax.weights.base import load_base
+from dcjax.weights.networks import expected_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 

@@ -13,7 +13,8 @@ from dcjax.data.tokenizer import build_word_tokenizer
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
-from dcjax.weights.base import Base, Format, expected_params, save_base
+from dcjax.weights.base import Base, Format, save_base
+from dcjax.weights.networks import expected_params
 
 WORDS = tuple('a red blue cat dog ball jumps rolls in the snow'.split())
 DIT = DiTConfig(

@@ -30,10 +30,16 @@ from dcjax.models import vae as vae_lib
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.reference import ReferenceConfig
 from dcjax.models.text_config import TextConfig
-from dcjax.weights import container, fingerprint, hub, names, original
+from dcjax.weights import (
+  container,
+  fingerprint,
+  hub,
+  names,
+  networks,
+  original,
+)
 from dcjax.weights import folder as folder_lib
 from dcjax.weights.folder import Format
-from dcjax.weights.networks import expected_params, tables
 from dcjax.weights.part import Part, Placement
 
 ASSETS = Path(__file__).parents[1] / 'assets'
@@ -79,7 +85,7 @@ class Base:
     digest = hashlib.sha256()
     for config in (self.dit, self.vae, self.text):
       digest.update(repr(_not_default(config)).encode())
-    for part, table in tables(self.dit, self.vae, self.text).items():
+    for part, table in networks.tables(self.dit, self.vae, self.text).items():
       if part in self.params:
         found = fingerprint.of_params(table, self.params[part])
       elif part in self.on_disk:
@@ -170,24 +176,11 @@ def load_base(
   dit = DiTConfig.from_json(raw)
   vae = vae_lib.config_from_json(folder_lib.config(folder, 'vae'))
   text = TextConfig.from_json(folder_lib.config(folder, 'text_encoder'))
-  parts = {}
-  expected = expected_params(dit, vae, text)
   # All headers are checked before any number is read.
-  for part, table in tables(dit, vae, text).items():
-    tensors = container.stored_in(folder / part)
-    if part == 'text_encoder':
-      tensors = names.without_tied_text(tensors)
-    if part == 'transformer':
-      table = original.fitting(table, tensors)
-    parts[part] = Part(
-      part,
-      str(folder / part),
-      table,
-      tensors,
-      expected[part],
-      dtype or _working_dtype(),
-      sharding,
-    )
+  parts = {
+    part: _part(folder, part, config, dtype or _working_dtype(), sharding)
+    for part, config in zip(PARTS, (dit, vae, text), strict=True)
+  }
   left = set() if weights else set(PARTS)
   encoder = parts['text_encoder']
   if text_encoder is None:
@@ -211,6 +204,51 @@ def load_base(
     on_disk={part: x for part, x in parts.items() if part in left},
     reference_folder=references if references.is_dir() else None,
   )
+
+
+def load_part(
+  name: str | os.PathLike, part: str, *, dtype: Any = None
+) -> tuple[vae_lib.AnyConfig | TextConfig, Part]:
+  """One frozen network of a base, of which the others need not be there.
+
+  Args:
+    name: as of `load_base`.
+    part: 'vae' or 'text_encoder'.
+    dtype: of its large matrices once they are loaded, as of `load_base`.
+
+  Returns:
+    Its config, and what is on disk; no number is read.
+
+  Raises:
+    DcjaxError: as `load_base`.
+  """
+  folder = _find(name)
+  raw = folder_lib.config(folder, part)
+  read = {'vae': vae_lib.config_from_json, 'text_encoder': TextConfig.from_json}
+  config = read[part](raw)
+  return config, _part(folder, part, config, dtype or _working_dtype(), None)
+
+
+def tokenizer_of(name: str | os.PathLike) -> Any:
+  """The tokenizer of a base; DcjaxError as `load_base`."""
+  return load_tokenizer(_find(name) / 'tokenizer')
+
+
+def _part(
+  folder: Path,
+  part: str,
+  config: networks.PartConfig,
+  dtype: Any,
+  sharding: Placement | None,
+) -> Part:
+  tensors, table = container.stored_in(folder / part), networks.table(config)
+  if part == 'text_encoder':
+    tensors = names.without_tied_text(tensors)
+  if part == 'transformer':
+    table = original.fitting(table, tensors)
+  expected = networks.shapes(config)
+  where = str(folder / part)
+  return Part(part, where, table, tensors, expected, dtype, sharding)
 
 
 def _find(name: str | os.PathLike) -> Path:
@@ -278,7 +316,7 @@ def save_base(
     'vae': base.vae.to_json(),
     'text_encoder': base.text.to_json(),
   }
-  for part, table in tables(base.dit, base.vae, base.text).items():
+  for part, table in networks.tables(base.dit, base.vae, base.text).items():
     folder_lib.write_json(folder / part / 'config.json', configs[part])
     params = jax.tree.map(lambda x: np.asarray(x, dtype), base.part(part))
     tensors = names.write_tensors(table, params)

@@ -15,39 +15,25 @@ from dcjax.models.text_config import TextConfig
 from dcjax.models.vae_config import VAEConfig
 from dcjax.weights import names
 
+PartConfig = DiTConfig | vae_lib.AnyConfig | TextConfig
+
 
 def expected_params(
   dit: DiTConfig, vae: vae_lib.AnyConfig, text: TextConfig
 ) -> dict[str, Any]:
   """Shapes of all parameters, as a tree of `jax.ShapeDtypeStruct`."""
   return {
-    'transformer': _transformer(dit),
-    'vae': _vae(vae),
-    'text_encoder': _text_encoder(text),
+    part: shapes(config) for part, config in _parts(dit, vae, text).items()
   }
 
 
-def _shape(*dims: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(dims, dtype)
-
-
-def _shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
-  return jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
-
-
-def _transformer(dit: DiTConfig) -> dict[str, Any]:
-  latents = _shape(1, *dit.patch, dit.channels)
-  return _shapes(DiT(dit), latents, _shape(1), _shape(1, 2, dit.text_width))
-
-
-def _vae(vae: vae_lib.AnyConfig) -> dict[str, Any]:
-  space = vae.scale_factor_spatial
-  return _shapes(vae_lib.build(vae), _shape(1, 1, space, space, 3))
-
-
-def _text_encoder(text: TextConfig) -> dict[str, Any]:
-  ids, mask = _shape(1, 2, dtype=jnp.int32), _shape(1, 2, dtype=bool)
-  return _shapes(UMT5Encoder(text), ids, mask)
+def tables(
+  dit: DiTConfig, vae: vae_lib.AnyConfig, text: TextConfig
+) -> dict[str, names.Table]:
+  """The name tables of the three networks."""
+  return {
+    part: table(config) for part, config in _parts(dit, vae, text).items()
+  }
 
 
 def init_params(
@@ -57,45 +43,63 @@ def init_params(
   return jax.jit(_init_params, static_argnums=(0, 1, 2))(dit, vae, text, key)
 
 
-def _init_params(dit, vae, text, key):
-  keys = jax.random.split(key, 3)
-  space = vae.scale_factor_spatial
-  x = jnp.zeros((1, *dit.patch, dit.channels))
-  features = jnp.zeros((1, 2, dit.text_width))
-  ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-  pixels = jnp.zeros((1, 1, space, space, 3))
-  trees = {
-    'transformer': DiT(dit).init(keys[0], x, jnp.zeros((1,)), features),
-    'vae': vae_lib.build(vae).init(keys[1], pixels),
-    'text_encoder': UMT5Encoder(text).init(keys[2], ids, mask),
-  }
-  return {part: variables['params'] for part, variables in trees.items()}
+def init(config: PartConfig, key: jax.Array) -> dict[str, Any]:
+  """Fresh parameters of one network; to be traced."""
+  module, inputs = _example(config)
+  arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+  return module.init(key, *arrays)['params']
 
 
-def tables(
-  dit: DiTConfig, vae: vae_lib.AnyConfig, text: TextConfig
-) -> dict[str, names.Table]:
-  """The name tables of the three networks."""
-  return {
-    'transformer': (
-      names.transformer_table(dit)
-      if dit.is_wan
-      else own_table(_transformer(dit))
-    ),
-    'vae': (
-      names.vae_table(vae)
-      if isinstance(vae, VAEConfig)
-      else own_table(_vae(vae))
-    ),
-    'text_encoder': names.text_table(text),
-  }
+def shapes(config: PartConfig) -> dict[str, Any]:
+  """Shapes of the parameters of one network."""
+  module, inputs = _example(config)
+  return jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
 
 
-def own_table(expected: tree.Tree) -> names.Table:
-  """Names of a network that is published nowhere else: ours, with dots.
+def table(config: PartConfig) -> names.Table:
+  """The name table of one network.
 
-  Layers that are scanned stay one tensor.
+  What is published nowhere else has our names, with dots; its scanned layers
+  stay one tensor.
   """
+  if isinstance(config, TextConfig):
+    return names.text_table(config)
+  if isinstance(config, VAEConfig):
+    return names.vae_table(config)
+  if isinstance(config, DiTConfig) and config.is_wan:
+    return names.transformer_table(config)
   return {
-    n: names.Entry((n.replace('/', '.'),)) for n in tree.flatten(expected)
+    name: names.Entry((name.replace('/', '.'),))
+    for name in tree.flatten(shapes(config))
   }
+
+
+def _parts(
+  dit: DiTConfig, vae: vae_lib.AnyConfig, text: TextConfig
+) -> dict[str, PartConfig]:
+  return {'transformer': dit, 'vae': vae, 'text_encoder': text}
+
+
+def _init_params(dit, vae, text, key):
+  parts = _parts(dit, vae, text)
+  keys = jax.random.split(key, len(parts))
+  return {
+    part: init(config, key)
+    for (part, config), key in zip(parts.items(), keys, strict=True)
+  }
+
+
+def _example(config: PartConfig) -> tuple[nn.Module, tuple[Any, ...]]:
+  """A network, and the shapes of inputs that make all its parameters."""
+
+  def shape(*dims: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+  if isinstance(config, DiTConfig):
+    latents = shape(1, *config.patch, config.channels)
+    return DiT(config), (latents, shape(1), shape(1, 2, config.text_width))
+  if isinstance(config, TextConfig):
+    ids, mask = shape(1, 2, dtype=jnp.int32), shape(1, 2, dtype=bool)
+    return UMT5Encoder(config), (ids, mask)
+  side = config.scale_factor_spatial
+  return vae_lib.build(config), (shape(1, 1, side, side, 3),)
