@@ -17,7 +17,7 @@ import yaml
 
 from dcjax.errors import DcjaxError
 from launch import gke, jobset
-from launch.job import MOUNT, Job
+from launch.job import ACCELERATORS, MOUNT, Job
 
 ROOT = Path(__file__).parents[1]
 LOCAL = str(ROOT / 'launch/local.sh')
@@ -355,12 +355,25 @@ def test_a_slip_on_the_command_line_is_one_line(capsys, words, line):
 
 def test_the_commands_of_the_guide_make_manifests():
   text = (ROOT / 'docs/launch.md').read_text().replace('\\\n', ' ')
-  found = [x for x in text.splitlines() if x.startswith('python -m launch.gke')]
+  found = re.findall(r'python -m launch\.gke (--[^`\n]*?)(?: >|`|\n)', text)
   assert len(found) >= 2
   for line in found:
-    line = re.sub(r'\$\{?(\w+)\}?', lambda m: m[1].lower(), line)
-    words = shlex.split(line.partition(' > ')[0])[3:]
-    jobset.validate(gke.manifest(gke.parse(words)))
+    line = re.sub(r'\$(\w+)', lambda m: m[1].lower(), line)
+    jobset.validate(gke.manifest(gke.parse(shlex.split(line))))
+
+
+def test_the_queue_of_the_guide_takes_its_chips():
+  queues = list(yaml.safe_load_all((ROOT / 'launch/kueue.yaml').read_text()))
+  kinds = {(x['kind'], x['metadata']['name']): x for x in queues}
+  local = kinds['LocalQueue', gke.read(str(ROOT / 'launch/example.py')).queue]
+  groups = kinds['ClusterQueue', local['spec']['clusterQueue']]['spec']
+  for group in groups['resourceGroups']:
+    (flavor,) = group['flavors']
+    labels = kinds['ResourceFlavor', flavor['name']]['spec']['nodeLabels']
+    chip = ACCELERATORS[flavor['name']]
+    assert list(labels.values()) == [chip.label]
+    assert group['coveredResources'] == [chip.resource]
+    assert [x['name'] for x in flavor['resources']] == [chip.resource]
 
 
 # The command in the manifest, here -------------------------------------------
