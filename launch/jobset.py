@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     try:
       manifest = yaml.safe_load(Path(path).read_text())
       validate(manifest)
-    except (OSError, yaml.YAMLError, DcjaxError) as error:
+    except (ModuleNotFoundError, OSError, yaml.YAMLError, DcjaxError) as error:
       print(f'error: {path}: {error}', file=sys.stderr)
       return 2
     print(f'{path} is well')

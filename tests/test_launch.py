@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from dcjax.errors import DcjaxError
+from dcjax.planning import devices
 from launch import gke, jobset
 from launch.job import ACCELERATORS, MOUNT, Job
 
@@ -99,6 +100,12 @@ def test_options_alone_are_those_of_the_main_program():
   assert job(command=own).argv[3:] == own
   assert job(command=('python', 'a.py')).argv == ('python', 'a.py')
   assert job(checkpoints='x/y').argv[-1] == f'--workdir={MOUNT}/x/y'
+
+
+def test_jobs_and_forecasts_call_chips_the_same():
+  assert set(ACCELERATORS) <= set(devices.DEVICES)
+  for name, chip in ACCELERATORS.items():
+    assert chip.is_tpu == (devices.DEVICES[name].platform == 'tpu')
 
 
 # Manifests -------------------------------------------------------------------
@@ -319,8 +326,9 @@ def test_the_command_line_prints_what_the_description_says(tmp_path):
   path = tmp_path / 'job.yaml'
   path.write_text(done.stdout)
   assert jobset.main([str(path)]) == 0
-  path.write_text(done.stdout.replace('completions: 2', 'completions: 3'))
-  assert jobset.main([str(path)]) == 2
+  for broken in (done.stdout.replace('completions: 2', 'completions: 3'), '-'):
+    path.write_text(broken)
+    assert jobset.main([str(path)]) == 2
 
 
 def test_options_change_a_description():
