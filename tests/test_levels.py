@@ -22,7 +22,10 @@ LEVELS = """
   flow  lora  optim
   concept_shapes
 
-  models.rope  models.attention  models.convolution  models.vae_config
+  models.rope  models.attention_reach  models.convolution  models.vae_config
+  models.attention_xla  models.attention_gpu
+  models.attention_tpu
+  models.attention
   models.text_config  models.layers  models.resampling  models.dit_config
   models.intervals  models.wan_vae  models.text  models.autoencoder_config
   models.reference  models.block  models.autoencoder
@@ -35,6 +38,7 @@ LEVELS = """
   data.clip_bytes
   data.render  data.captions  data.folder  data.probe  data.buckets
   data.concepts  data.windows  data.quality  data.subjects  data.appearances
+  data.latent_records
   data.canvas
   data.world  data.timeline  data.casting
 
@@ -58,9 +62,10 @@ LEVELS = """
   timed_conditions
   timed_sampling
   sampling
-  material  pretrain  finetuning.dataset  start
+  material  pretrain  finetuning.dataset  start  pretraining.encoding
+  pretraining.batches
   gallery  alchemint.dataset  alchemint.objective
-  finetuning.showcase  alchemint.run
+  finetuning.showcase  alchemint.run  pretraining.run
   personalization  export
   finetuning.run  finetuning.inspection
   planning.programs
