@@ -15,7 +15,7 @@ from dcjax.data import captions, coverage, prompts, world
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
 from dcjax.models.wan_vae import WanVAE, normalize
-from dcjax.objective import Objective, flow_loss, split_keys
+from dcjax.objective import Objective, flow_loss, personalize, split_keys
 from dcjax.stage import Stage
 
 
@@ -95,6 +95,40 @@ def flow(
       weight = weight + latents.size
     return total / weight, aux
 
+  return loss
+
+
+def joint(dit: DiT, stage: Stage) -> Objective:
+  """Flow matching on pictures and clips of several lengths in one step.
+
+  A batch is {frames: {'latents' [b f h w c], 'features' [b l d], 'mask'
+  [b l]}}, and the context that of `objective.personalize`. The loss is the mean
+  over all latent pixels: a picture counts for as much as it holds.
+
+  Args:
+    dit: the transformer.
+    stage: t sampler, and what is dropped.
+  """
+  one = personalize(dit, stage)
+
+  def loss(params, batch, context, key):
+    total, weight, aux = 0.0, 0.0, {}
+    for frames, part in sorted(batch.items()):
+      key_part = jax.random.fold_in(key, int(frames))
+      value, _ = one(params, part, context, key_part)
+      size = part['latents'].size
+      aux[f'loss/{frames}_frames'] = value
+      total, weight = total + size * value, weight + size
+    return total / weight, aux
+
+  def evaluate(params, batch, context, key):
+    return {
+      f'{name}/{frames}_frames': value
+      for frames, part in sorted(batch.items())
+      for name, value in one.evaluate(params, part, context, key).items()
+    }
+
+  loss.evaluate = evaluate
   return loss
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcjax.errors import DcjaxError
 
-DATA = ('frames', 'clip', 'folder', 'world', 'subjects')
+DATA = ('frames', 'clip', 'folder', 'world', 'subjects', 'latents')
 OPTIMIZERS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'linear', 'cosine', 'trapezoid')
 T_SAMPLERS = ('uniform', 'logit_normal', 'cosine_biased')
@@ -77,7 +77,7 @@ class Stage:
       references and timed captions), 'world' (renders the procedural world,
       then flow) or 'autoencoder'.
     data: 'frames' (unordered stills), 'clip', 'folder' (captioned files),
-      'subjects' (annotated clips) or 'world'.
+      'subjects' (annotated clips), 'latents' (encoded clips) or 'world'.
     train: regex over parameter names; everything else is frozen.
     steps: optimizer steps.
     batch: samples of an optimizer step, over all devices.
@@ -95,7 +95,8 @@ class Stage:
       base that was trained with self-conditioning.
     ema: decay of an exponential moving average of the trained parameters, which
       is then the stage's result; 0 for none.
-    mix: for `data='world'`, (frames, samples) pairs that make up the batch.
+    mix: for `data` 'world' and 'latents', (frames, samples) pairs that make up
+      the batch.
   """
 
   name: str
