@@ -22,6 +22,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dcjax import tree
@@ -131,7 +132,7 @@ def _residual(x: jax.Array, leaves, weights: jax.Array | None) -> jax.Array:
   down, up = leaves['a1'], coefficients
   if down.shape[0] != x.shape[-1]:
     down, up = coefficients, leaves['a1']
-  inner = x @ down.astype(x.dtype)
+  inner = checkpoint_name(x @ down.astype(x.dtype), 'product')
   if weights is not None:
     inner = inner * weights.astype(x.dtype)
   return inner @ up.astype(x.dtype)

@@ -10,6 +10,7 @@ The second term of Eq. (2) is there for timed captions only.
 from einops import rearrange
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dcjax import mesh
@@ -45,7 +46,8 @@ class Modulation(nn.Module):
         dtype=jnp.float32,
         name='dense',
       )
-      vectors = rearrange(dense(nn.silu(temb)), 'b (m d) -> b m d', m=c.vectors)
+      vectors = checkpoint_name(dense(nn.silu(temb)), 'product')
+      vectors = rearrange(vectors, 'b (m d) -> b m d', m=c.vectors)
     names = _MODULATION_NAMES[vectors.shape[1]]
     return dict(zip(names, jnp.moveaxis(vectors, 1, 0), strict=True))
 
@@ -88,7 +90,8 @@ class Block(nn.Module):
     def residual(x, y, gate=None):
       y = y.astype(jnp.float32)
       y = y if gate is None else y * gate[:, None]
-      return (x.astype(jnp.float32) + y).astype(self.dtype)
+      x = (x.astype(jnp.float32) + y).astype(self.dtype)
+      return checkpoint_name(x, 'stream')
 
     y = modulate(layer_norm(x, c.eps), m['b1'], m['s1']).astype(self.dtype)
     y = attention('self_attn', c.window)(

@@ -31,11 +31,35 @@ from dcjax.models.reference import (
   References,
 )
 
-# What the backward pass keeps of a block: everything, nothing, or products.
+
+def _keeping(*names):
+  """Keeps what has one of these names, and what cuDNN's attention makes.
+
+  Its logarithms of sums are made where nothing can name them; without them the
+  attention of the forward pass would be done again.
+  """
+  policies = jax.checkpoint_policies
+  return policies.save_from_both_policies(
+    policies.save_only_these_names(*names),
+    lambda primitive, *_, **__: 'dot_product_attention' in primitive.name,
+  )
+
+
+# What the backward pass keeps of a block, and what it computes again:
+#
+#   none       all, nothing
+#   products   9 d + m numbers a token, m the width of the MLP: the stream,
+#              attention, what q, k, v and up make; norms, rotations and GELU
+#              again, but no product and no attention
+#   dots       what linear layers make; attention again
+#   attention  5 d a token: the stream and attention; q, k, v and up again
+#   full       d a token, what enters; all again
 REMAT_POLICIES = {
   'none': None,
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'products': _keeping('stream', 'attention', 'product'),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'attention': _keeping('stream', 'attention'),
+  'full': jax.checkpoint_policies.nothing_saveable,
 }
 
 

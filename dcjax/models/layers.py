@@ -5,6 +5,7 @@ import math
 from einops import rearrange
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from dcjax import mesh
@@ -121,9 +122,11 @@ class Attention(nn.Module):
     width = x.shape[-1]
     cross = source is not None
     source = source if cross else x
-    q = Linear(width, dtype=self.dtype, name='q')(x)
-    k = Linear(width, dtype=self.dtype, name='k')(source)
-    v = Linear(width, dtype=self.dtype, name='v')(source)
+    linear = lambda name: Linear(width, dtype=self.dtype, name=name)
+    # The backward pass reads these three; nothing reads what `o` makes.
+    q = checkpoint_name(linear('q')(x), 'product')
+    k = checkpoint_name(linear('k')(source), 'product')
+    v = checkpoint_name(linear('v')(source), 'product')
     q, k = self._norm(q, 'norm_q'), self._norm(k, 'norm_k')
     v = self._heads(v)
     if rope is not None:
@@ -133,7 +136,7 @@ class Attention(nn.Module):
       q, k, v, mask=mask, window=self.window, tail=self.tail, cross=cross
     )
     out = rearrange(out, 'b n k e -> b n (k e)')
-    return Linear(width, dtype=self.dtype, name='o')(out)
+    return linear('o')(out)
 
   def _heads(self, x):
     return rearrange(x, 'b n (k e) -> b n k e', k=self.heads)
@@ -156,4 +159,5 @@ class MLP(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
     x = Linear(self.hidden, dtype=self.dtype, name='up')(x)
+    x = checkpoint_name(x, 'product')
     return Linear(width, dtype=self.dtype, name='down')(nn.gelu(x))

@@ -25,7 +25,8 @@ from jax.extend import core
 # Primitives that need their operands in memory and put their results there.
 _HEAVY = frozenset(
   'dot_general conv_general_dilated ragged_dot scan while cond sort gather'
-  ' scatter scatter-add cumsum custom_call dynamic_update_slice'.split()
+  ' scatter scatter-add cumsum custom_call dynamic_update_slice'
+  ' pallas_call'.split()
 )
 # Their results lie in memory; what they read need not.
 _REDUCTIONS = frozenset(
