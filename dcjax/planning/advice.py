@@ -99,11 +99,12 @@ def _next_divisor(batch: int, accumulate: int) -> int:
 def _remat(config, format, large) -> Changes:
   """Computes more of a block again: up to a third more time."""
   del format
-  names = list(REMAT_POLICIES)
-  order = [name for name in ('none', 'dots', 'full') if name in names]
-  if not set(large) & set(config.stages) or config.remat not in order[:-1]:
+  # 'dots' keeps more than 'products' and computes more.
+  order = [name for name in REMAT_POLICIES if name != 'dots']
+  usual = 'products' if config.remat == 'dots' else config.remat
+  if not set(large) & set(config.stages) or usual not in order[:-1]:
     return {}
-  return {'remat': order[order.index(config.remat) + 1]}
+  return {'remat': order[order.index(usual) + 1]}
 
 
 def _dtype(config, format, large) -> Changes:
