@@ -5,6 +5,7 @@ runs it. A user's mistake is one line on stderr and exit code 2. The same
 command on every machine of a pod is one job (`dcjax/processes.py`).
 """
 
+import contextlib
 import errno
 import importlib
 import itertools
@@ -45,6 +46,8 @@ TASKS = {
   'personalize': 'dcjax.personalization',
   'plan': 'dcjax.planning.run',
   'pretrain': 'dcjax.pretrain',
+  'pretrain_autoencoder': 'dcjax.pretraining.autoencoder',
+  'pretrain_clips': 'dcjax.pretraining.run',
   's2vtime': 'dcjax.evals.s2vtime',
   'sample': 'dcjax.generation',
   'study': 'dcjax.evals.study',
@@ -73,7 +76,18 @@ def main(argv: list[str]) -> None:
     PROCESS_INDEX.value,
     preemption=task in TRAINING,
   )
-  importlib.import_module(TASKS[task]).run(config, workdir)
+  from dcjax import mesh
+
+  task = importlib.import_module(TASKS[task])
+  with mesh.use(mesh.of_config(config)), _one_voice():
+    task.run(config, str(processes.own(workdir)))
+
+
+def _one_voice() -> contextlib.AbstractContextManager:
+  """Of several processes, the first one prints."""
+  if processes.is_main():
+    return contextlib.nullcontext()
+  return contextlib.redirect_stdout(None)
 
 
 def _check_workdir(path: Path) -> None:

@@ -64,6 +64,47 @@ def make(
   )
 
 
+def of_config(config: Any) -> Mesh | None:
+  """The mesh that a job runs on: `config.mesh`, on all devices.
+
+  Left alone, that is data parallelism: over all processes, or over as many
+  devices of this one as divide every batch of the job. A processor is one
+  device, unless a mesh is asked for.
+
+  Args:
+    config: of the job; without `mesh` it runs on one device.
+
+  Raises:
+    DcjaxError: if the devices do not make up the mesh.
+  """
+  if 'mesh' not in config:
+    return None
+  sizes = {axis: config.mesh[axis] for axis in AXES}
+  devices = jax.devices()
+  alone = jax.process_count() == 1
+  asked = sizes['data'] > 0 or max(sizes[axis] for axis in AXES[1:]) > 1
+  if alone and not asked and devices[0].platform == 'cpu':
+    return None
+  if alone and sizes['data'] == 0:
+    others = math.prod(sizes[axis] for axis in AXES[1:])
+    most = len(devices) // max(others, 1)
+    batch = math.gcd(*_batches(config))
+    fits = lambda n: batch % (n * sizes['fsdp']) == 0
+    sizes['data'] = max(filter(fits, range(1, most + 1)), default=1)
+  if alone:
+    devices = devices[: math.prod(sizes.values())]
+  return make(sizes, devices) if len(devices) > 1 or asked else None
+
+
+def _batches(config: Any) -> Iterator[int]:
+  """Samples of every microbatch of the job; none give 0, which all divide."""
+  for part in config.values():
+    if hasattr(part, 'items'):
+      if 'batch' in part and 'accumulate' in part:
+        yield part.batch // max(part.accumulate, 1)
+      yield from (n for _, n in part.get('mix', ()))
+
+
 def size(*axes: str) -> int:
   """Devices along some axes of the current mesh, or all of it; 1 without."""
   shape = jax.sharding.get_abstract_mesh().shape
@@ -86,6 +127,11 @@ def tokens(x: jax.Array) -> jax.Array:
   if size() == 1:
     return x
   return jax.lax.with_sharding_constraint(x, P(rows(len(x)), 'context', None))
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+  """Has every device hold all of an array."""
+  return x if size() == 1 else jax.lax.with_sharding_constraint(x, P())
 
 
 def over_rows(function: Callable) -> Callable:

@@ -91,7 +91,7 @@ def personalize(
 
 def run(config: ConfigDict, workdir: str) -> None:
   """The `personalize` task of the command line."""
-  base = load_base(config.base, dtype=start.base_dtype(config))
+  base = start.load(config)
   Personalization(base, config, workdir).run()
 
 

@@ -228,8 +228,8 @@ def told_to_go(step: int, signalled: bool) -> bool:
 
 def _known(environ: Mapping[str, str]) -> bool:
   """Whether jax finds several processes here by itself."""
-  # On a single TPU machine it is 'localhost', or a name; where libtpu looked for
-  # a TPU and found none, it is a sentence.
+  # On a single TPU machine it is 'localhost', or a name; where libtpu looked
+  # for a TPU and found none, it is a sentence.
   workers = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
   workers = [] if ' ' in ''.join(workers) else workers
   slices = environ.get('MEGASCALE_NUM_SLICES') or '1'

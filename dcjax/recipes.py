@@ -17,6 +17,15 @@ SET = r'lora/(a1|b1)$|^tokens/v'
 SEQUENCE = r'lora/b2$|^tokens/u'
 
 
+def mesh() -> ConfigDict:
+  """Devices along each axis of `dcjax/mesh.py`; 0: those that are left.
+
+  `rules` are pairs of a regular expression and axes, instead of
+  `sharding.RULES`.
+  """
+  return ConfigDict(dict(data=0, fsdp=1, tensor=1, context=1, rules=()))
+
+
 def personalize(kind: str = 'paper') -> ConfigDict:
   """Set-and-Sequence with its regularisation, as a whole config.
 
@@ -34,6 +43,7 @@ def personalize(kind: str = 'paper') -> ConfigDict:
   # Videos to learn and to make; 0 is the base's own.
   c.format = ConfigDict(dict(frames=0, height=0, width=0, fps=0.0))
   c.shift = 0.0  # of the sampler's times; 0: the base's
+  c.mesh = mesh()
   # What the backward pass keeps: 'none' of it is computed again, 'full' is
   # all, 'dots' what is not a product.
   c.remat = 'none'
@@ -166,11 +176,12 @@ def finetune(base: str = 'world') -> ConfigDict:
   c.name = 'lora'
   c.base = WAN.get(base, base)  # or a folder in diffusers layout
   c.seed = 0
-  # The next four are as in `personalize`. The format says how many frames a
+  # The next five are as in `personalize`. The format says how many frames a
   # clip has at most, at which rate it is learnt, and about what area.
   c.base_dtype = ''
   c.format = ConfigDict(dict(frames=0, height=0, width=0, fps=0.0))
   c.shift = 0.0
+  c.mesh = mesh()
   c.remat = 'none'
   c.data = files()
   # The update is alpha / rank times A B; 0: as much as the rank.

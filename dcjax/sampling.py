@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import flow, lora, timed_sampling
+from dcjax import flow, lora, mesh, timed_sampling
 from dcjax.concept import Concept, join
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
@@ -180,4 +180,7 @@ def generate(
     )
     return flow.guide(v[:n], v[n:], guidance)
 
-  return flow.solve(sampler, velocity, noise, steps=steps, shift=shift)
+  # Callers look at the videos one by one, in every process.
+  return mesh.everywhere(
+    flow.solve(sampler, velocity, noise, steps=steps, shift=shift)
+  )

@@ -194,7 +194,8 @@ def fetch(tree: Any) -> Any:
   """Arrays as numpy, whole, in every process."""
 
   def whole(x):
-    if isinstance(x, jax.Array) and not x.is_fully_replicated:
+    here = not isinstance(x, jax.Array) or x.is_fully_addressable
+    if not (here or x.is_fully_replicated):
       x = jax.jit(lambda x: x, out_shardings=named(P()))(x)
     return np.asarray(x)
 

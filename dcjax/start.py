@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dcjax import lora, machine, sampling, train
+from dcjax import lora, machine, sampling, sharding, train
 from dcjax import objective as objective_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import REMAT_POLICIES, DiT
 from dcjax.stage import Stage
-from dcjax.weights.base import Base
+from dcjax.weights.base import Base, load_base
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -56,6 +56,20 @@ def base_dtype(config: ConfigDict) -> Any:
       'nothing for what suits the machine'
     )
   return jnp.dtype(config.base_dtype) if config.base_dtype else None
+
+
+def rules(config: ConfigDict) -> tuple[sharding.Rule, ...]:
+  """Where parameters lie on a mesh."""
+  return sharding.check_rules(config.mesh.rules if 'mesh' in config else ())
+
+
+def load(config: ConfigDict) -> Base:
+  """The config's base, its parameters where they are to lie."""
+  return load_base(
+    config.base,
+    dtype=base_dtype(config),
+    sharding=sharding.placement(rules(config)),
+  )
 
 
 def adapted(base: Base, config: ConfigDict) -> Base:
@@ -128,6 +142,7 @@ def loop(
     save_every=config.save_every,
     eval_every=config.eval_every,
     preview_every=config.preview_every,
+    rules=rules(config),
     identity={
       **identity,
       'base': base.fingerprint,

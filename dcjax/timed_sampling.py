@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import flow, lora, timed_plan
+from dcjax import flow, lora, mesh, timed_plan
 from dcjax import latents as latents_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
@@ -180,4 +180,7 @@ def generate(
     )
     return flow.weigh(v.reshape(len(passes), *x.shape), coefficients)
 
-  return flow.solve(sampler, velocity, noise, steps=steps, shift=shift)
+  # Callers look at the videos one by one, in every process.
+  return mesh.everywhere(
+    flow.solve(sampler, velocity, noise, steps=steps, shift=shift)
+  )

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from dcjax import machine
+from dcjax import machine, processes
 
 
 class Metrics:
@@ -89,6 +89,7 @@ class Progress:
     self, name: str, steps: int, *, start: int = 0, quiet_seconds: float = 15.0
   ):
     self._name, self._steps, self._start = name, steps, start
+    self._silent = not processes.is_main()
     self._terminal = sys.stderr.isatty()
     self._every = 0.2 if self._terminal else quiet_seconds
     self._began: float | None = None
@@ -100,7 +101,7 @@ class Progress:
     if self._began is None:
       # The first step compiles: the clock of the rate starts after it.
       self._began, self._start = now, step
-      self._say(f'{self._name}: compiled, {self._steps - step} steps to go')
+      self.say(f'{self._name}: compiled, {self._steps - step} steps to go')
       return
     shown = max(self._shown, self._began)
     if now - shown < self._every and step < self._steps:
@@ -114,16 +115,18 @@ class Progress:
     )
     if self._terminal:
       done = int(24 * step / self._steps)
-      self._say(f'\r[{"#" * done}{"." * (24 - done)}] {text} ', end='')
+      self.say(f'\r[{"#" * done}{"." * (24 - done)}] {text} ', end='')
     else:
-      self._say(text)
+      self.say(text)
 
   def close(self) -> None:
     if self._terminal:
-      self._say('')
+      self.say('')
 
-  def _say(self, text: str, end: str = '\n') -> None:
-    print(text, end=end, file=sys.stderr, flush=True)
+  def say(self, text: str, end: str = '\n') -> None:
+    """A line beside the bar."""
+    if not self._silent:
+      print(text, end=end, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcjax import optim, sharding, tree
+from dcjax import optim, processes, sharding, tree
 from dcjax import state as state_lib
 from dcjax.checkpoint import Checkpoints
 from dcjax.data.pipeline import Loader
@@ -143,7 +143,7 @@ def refuse_other_run(stage: Stage, loop: Loop) -> None:
 
 
 def _folder(stage: Stage, loop: Loop) -> Path:
-  return Path(loop.workdir) / 'checkpoints' / stage.name
+  return processes.shared(loop.workdir) / 'checkpoints' / stage.name
 
 
 class _Run:
@@ -164,7 +164,9 @@ class _Run:
     key = jax.random.fold_in(jax.random.key(loop.seed), _number(stage.name))
     key = sharding.place(key, ())
     timing, pending, began = Timing(), None, time.monotonic()
-    with _OnSigterm(self._stop):
+    # Several processes have a service of jax's for that, which tells all.
+    alone = processes.alone()
+    with _OnSigterm(self._stop) if alone else contextlib.nullcontext():
       for i in range(self.start, stage.steps):
         batch = sharding.batch(next(self.batches))
         position = self.batches.get_state()
@@ -178,7 +180,8 @@ class _Run:
         pending = (i, metrics)
         done = i + 1
         at = lambda every: every and (done % every == 0 or done == stage.steps)
-        if at(loop.save_every) or self.stopping or at(loop.eval_every):
+        stopping = processes.told_to_go(done, self.stopping)
+        if at(loop.save_every) or stopping or at(loop.eval_every):
           self._report(*pending, state)
           pending = None
         params = lambda: tree.combine(
@@ -188,15 +191,16 @@ class _Run:
         # again, where one that resumes after it would leave them out.
         if at(loop.eval_every) and evaluate is not None:
           self.metrics.write(done, evaluate(params()))
-        if at(loop.preview_every) and preview is not None and not self.stopping:
+        if at(loop.preview_every) and preview is not None and not stopping:
           preview(done, params())
-        if at(loop.save_every) or self.stopping:
+        if at(loop.save_every) or stopping:
           self.checkpoints.save(done, state, position)
-        if self.stopping:
+        if stopping:
           self.checkpoints.wait()
-          raise SystemExit(
+          self.progress.say(
             f'{stage.name}: stopped at step {done}; the same command goes on'
           )
+          raise SystemExit(processes.PREEMPTED)
       if pending is not None:
         self._report(*pending, state)
     jax.block_until_ready(state)

@@ -267,7 +267,7 @@ def test_what_a_lora_learns_is_summed_once_a_step_in_float32():
   _, _, text = compiled('sequence', dict(data=8))
   sums = reductions(text)
   assert sums and not [types for inside, types in sums if inside]
-  loss, stage, everything, *_ = case('sequence')
+  _, stage, everything, *_ = case('sequence')
   trained = tree.flatten(tree.partition(everything, stage.train)[0])
   types = ' '.join(types for _, types in sums)
   for name, x in trained.items():

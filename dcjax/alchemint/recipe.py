@@ -28,10 +28,11 @@ def alchemint(base: str = 'world') -> ConfigDict:
   # A folder of trained references to go on from, instead of fresh ones.
   c.init = ''
   c.seed = 0
-  # The next four are as in `personalize`.
+  # The next five are as in `personalize`.
   c.base_dtype = ''
   c.format = ConfigDict(dict(frames=0, height=0, width=0, fps=0.0))
   c.shift = 0.0
+  c.mesh = recipes.mesh()
   c.remat = 'none'
   c.references = ConfigDict(
     dict(

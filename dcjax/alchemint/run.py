@@ -27,14 +27,14 @@ from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.models.reference import ReferenceConfig
 from dcjax.weights import reference as reference_lib
-from dcjax.weights.base import Base, load_base
+from dcjax.weights.base import Base
 
 STAGE = 'subjects'
 
 
 def run(config: ConfigDict, workdir: str) -> None:
   """The `alchemint` task of the command line."""
-  base = load_base(config.base, dtype=start.base_dtype(config))
+  base = start.load(config)
   Training(base, config, workdir).run()
 
 

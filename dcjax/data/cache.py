@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dcjax import processes
 from dcjax.errors import DcjaxError
 
 _log = logging.getLogger(__name__)
@@ -50,9 +51,10 @@ def cached(
   """What `compute` gives, from the folder if it was computed before.
 
   The file appears whole or not at all, so a run that is killed leaves nothing
-  to mend, and several processes may share the folder. A file that is cut off
-  or altered is computed again, with a warning. If the disk refuses, the result
-  is given all the same.
+  to mend, and several runs may share the folder. A file that is cut off or
+  altered is computed again, with a warning. If the disk refuses, the result is
+  given all the same. Of the processes of one run, all call this: the first one
+  has the folder, and either all of them compute or none.
 
   Args:
     folder: the cache; made if missing.
@@ -64,17 +66,42 @@ def cached(
   """
   key = content_hash(key)
   path = pathlib.Path(folder) / f'{key}.safetensors'
-  if path.exists():
-    try:
-      return _load(path, key)
-    except Exception as error:  # whatever a broken file raises
-      _log.warning('%s is broken (%s); computing it again', path, error)
+  found = _found(path, key) if processes.is_main() else None
+  if processes.from_main(b'' if found is None else b'found'):
+    return _from_main(found)
   arrays = {name: np.asarray(x) for name, x in compute().items()}
   try:
-    _save(path, arrays, key)
+    if processes.is_main():
+      _save(path, arrays, key)
   except OSError as error:
     _log.warning('%s cannot be kept (%s)', path, error.strerror or error)
   return arrays
+
+
+def _found(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
+  """What a file holds, if it is there and whole."""
+  if not path.exists():
+    return None
+  try:
+    return _load(path, key)
+  except Exception as error:  # whatever a broken file raises
+    _log.warning('%s is broken (%s); computing it again', path, error)
+    return None
+
+
+def _from_main(arrays: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+  """Arrays of process 0, in every process."""
+  if processes.alone():
+    return arrays
+  about = {n: [str(x.dtype), x.shape] for n, x in (arrays or {}).items()}
+  about = json.loads(processes.from_main(json.dumps(about).encode()))
+  return {
+    name: np.frombuffer(
+      processes.from_main(arrays[name].tobytes() if arrays else b''),
+      _dtype(dtype),
+    ).reshape(shape)
+    for name, (dtype, shape) in about.items()
+  }
 
 
 def _canonical(value: Any, digest: Any) -> Any:
@@ -170,4 +197,4 @@ def _dtype(name: str) -> np.dtype:
   """Also the types that jax adds to numpy, such as bfloat16."""
   import ml_dtypes
 
-  return np.dtype(getattr(ml_dtypes, name))
+  return np.dtype(getattr(ml_dtypes, name, name))

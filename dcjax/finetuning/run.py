@@ -37,7 +37,7 @@ from dcjax.finetuning import dataset
 from dcjax.finetuning import survey as survey_lib
 from dcjax.finetuning.showcase import Showcase
 from dcjax.finetuning.survey import Entry, Survey
-from dcjax.weights.base import Base, load_base
+from dcjax.weights.base import Base
 
 STAGE = 'train'
 PROMPTS = 3  # captions that are sampled if no prompts are given
@@ -45,7 +45,7 @@ PROMPTS = 3  # captions that are sampled if no prompts are given
 
 def run(config: ConfigDict, workdir: str) -> None:
   """The `lora` task of the command line."""
-  base = load_base(config.base, dtype=start.base_dtype(config))
+  base = start.load(config)
   Finetuning(base, config, workdir).run()
 
 

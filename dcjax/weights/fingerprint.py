@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import tree
+from dcjax import sharding, tree
 from dcjax.weights.container import Stored
 from dcjax.weights.names import LAYOUTS, Entry, Table
 
@@ -58,8 +58,8 @@ def of_params(table: Table, params: tree.Tree) -> str:
     if entry.stacked:
       index = (slice(None), *index)
     if len(places) == _SAMPLES and not _on_host(leaf):
-      return np.asarray(leaf[index])
-    return np.asarray(leaf)[index]
+      return sharding.fetch(leaf[index])
+    return sharding.fetch(leaf)[index]
 
   return _digest(table, params, sample)
 

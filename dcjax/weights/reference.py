@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import lora, tree
+from dcjax import lora, sharding, tree
 from dcjax.errors import DcjaxError
 from dcjax.models import reference as reference_lib
 from dcjax.models.reference import ReferenceConfig
@@ -48,7 +48,7 @@ def save(
   """
   folder = Path(folder)
   leaves = {
-    name: np.asarray(x, dtype)
+    name: sharding.fetch(x).astype(dtype)
     for name, x in tree.flatten(trained).items()
     # The second coefficients of a LoRA belong to another method.
     if not name.endswith('lora/b2')

@@ -1,0 +1,131 @@
+"""Several processes train as one, and go on as any other number of them."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dcjax import processes
+
+ROOT = Path(__file__).parents[1]
+STEPS = 8
+
+
+def start(workdir, sizes, count, *event, devices=1, steps=STEPS):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  environ = os.environ | {
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'DCJAX_COORDINATOR': f'localhost:{port}',
+    'DCJAX_PROCESS_COUNT': str(count),
+    'DCJAX_START_TIMEOUT': '100',
+  }
+  job = [sys.executable, str(ROOT / 'tests/pod_job.py'), str(workdir), sizes]
+  return [
+    subprocess.Popen(
+      [*job, str(steps), *map(str, event)],
+      env=environ | {'DCJAX_PROCESS_INDEX': str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(count)
+  ]
+
+
+def finish(group):
+  """(exit codes, output of each, error of each)."""
+  try:
+    said = [process.communicate(timeout=200) for process in group]
+  finally:
+    for process in group:
+      process.kill()
+  codes = [process.returncode for process in group]
+  return codes, [x for x, _ in said], [x for _, x in said]
+
+
+def learn(workdir, sizes, count, **options):
+  """Runs to the end: (what is learnt, metrics, what process 0 printed)."""
+  codes, said, errors = finish(start(workdir, sizes, count, **options))
+  assert codes == [0] * count, errors
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return np.load(workdir / 'result.npz'), [*map(json.loads, lines)], said[0]
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The undisturbed run of one process with one device."""
+  return learn(tmp_path_factory.mktemp('alone'), 'data=1', 1)
+
+
+def same(found, alone):
+  """To the order of sums; every step was logged, once."""
+  for name in ('kernel', 'bias'):
+    np.testing.assert_allclose(
+      found[0][name], alone[0][name], rtol=1e-5, atol=1e-6, err_msg=name
+    )
+  assert [x['step'] for x in found[1]] == list(range(1, STEPS + 1))
+  for one, other in zip(found[1], alone[1], strict=True):
+    assert one.keys() == other.keys()
+    for key in ('loss', 'loss/half', 'grad_norm'):
+      assert one[key] == pytest.approx(other[key], rel=1e-4), key
+
+
+def test_two_processes_learn_what_one_does(tmp_path, alone):
+  found = learn(tmp_path, 'data=2,fsdp=2', 2, devices=2)
+  same(found, alone)
+  # Each device had half of the matrix.
+  assert 'kernel (4, 8)' in found[2]
+  # The others wrote nothing where process 0 did.
+  assert {x.name for x in tmp_path.iterdir()} <= {
+    'checkpoints',
+    'metrics.jsonl',
+    'result.npz',
+    'tensorboard',
+  }
+
+
+@pytest.mark.parametrize(
+  'sizes, count, devices',
+  [
+    pytest.param('data=1', 1, 1, id='one'),
+    pytest.param('data=2,fsdp=2', 4, 1, id='four'),
+  ],
+)
+def test_a_killed_pod_goes_on_as_another(
+  tmp_path, alone, sizes, count, devices
+):
+  """One process of two is killed; both end, and a pod of another size goes on.
+
+  The matrix lay in halves on two devices, and comes back whole, or in halves on
+  the first two of four.
+  """
+  group = start(tmp_path, 'fsdp=2', 2, 'SIGKILL', 5, 1)
+  codes, _, _ = finish(group)
+  assert codes[1] == -signal.SIGKILL
+  assert codes[0] not in (0, -signal.SIGKILL)
+  assert not (tmp_path / 'result.npz').exists()
+  steps = [int(x.name) for x in (tmp_path / 'checkpoints/line').glob('[0-9]')]
+  assert max(steps) in (2, 4)
+  same(learn(tmp_path, sizes, count, devices=devices), alone)
+
+
+def test_a_preempted_pod_saves_at_one_step_and_goes_on(tmp_path, alone):
+  """One machine is told to go: all save the same step, and end as told."""
+  group = start(tmp_path, 'data=2', 2, 'SIGTERM', 2, 1, steps=400)
+  codes, _, errors = finish(group)
+  assert codes == [processes.PREEMPTED] * 2, errors
+  assert errors[0].count('the same command goes on') == 1
+  assert 'goes on' not in errors[1]
+  folder = tmp_path / 'checkpoints/line'
+  (step,) = [int(x.name) for x in folder.glob('[0-9]*')][-1:]
+  assert f'stopped at step {max(map(int, os.listdir(folder)))};' in errors[0]
+  assert step > 2

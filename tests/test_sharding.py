@@ -1,0 +1,208 @@
+"""Meshes, and where leaves and samples lie on them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+import tiny
+from tiny import quick_compile  # noqa: F401
+
+from dcjax import mesh, recipes, sampling, sharding, tree
+from dcjax.errors import DcjaxError
+from dcjax.weights.base import load_base, save_base
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+def on(**sizes):
+  return mesh.use(mesh.make(sizes))
+
+
+# ---- meshes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'sizes, shape',
+  [
+    ({}, None),
+    ({'data': 0}, (8, 1, 1, 1)),
+    ({'data': 0, 'context': 4}, (2, 1, 1, 4)),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2, 2, 2, 1)),
+  ],
+)
+def test_the_axes_make_up_the_devices(sizes, shape):
+  if shape is None:
+    sizes, shape = {'fsdp': 0}, (1, 8, 1, 1)
+  found = mesh.make(sizes)
+  assert found.devices.shape == shape
+  assert found.axis_names == ('data', 'fsdp', 'tensor', 'context')
+
+
+@pytest.mark.parametrize(
+  'sizes, line',
+  [
+    ({'data': 3}, "'data': 3.*there are 8 devices"),
+    ({'data': 0, 'fsdp': 0}, 'at most one axis is 0'),
+    ({'data': 0, 'tensor': 3}, 'product of the axes'),
+    ({'data': -1, 'tensor': -8}, 'product of the axes'),
+    ({'model': 8}, "no axis 'model'; use data, fsdp, tensor, context"),
+  ],
+)
+def test_impossible_meshes_are_one_line(sizes, line):
+  with pytest.raises(DcjaxError, match=line):
+    mesh.make(sizes)
+
+
+def job(batch=8, accumulate=1, **sizes):
+  c = ConfigDict(dict(mesh=recipes.mesh()))
+  c.mesh.update(sizes)
+  c.stage = ConfigDict(dict(batch=batch, accumulate=accumulate))
+  return c
+
+
+def test_a_processor_is_one_device_unless_a_mesh_is_asked_for():
+  assert mesh.of_config(job()) is None
+  assert mesh.of_config(ConfigDict()) is None
+  assert mesh.of_config(job(context=2)).devices.shape == (4, 1, 1, 2)
+  assert mesh.of_config(job(data=4)).devices.shape == (4, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+  'batch, accumulate, sizes, shape',
+  [
+    (8, 1, {}, (8, 1, 1, 1)),
+    (8, 4, {}, (2, 1, 1, 1)),
+    (6, 1, {}, (6, 1, 1, 1)),
+    (7, 1, {}, (7, 1, 1, 1)),
+    (4, 1, {'fsdp': 2}, (2, 2, 1, 1)),
+    (4, 1, {'tensor': 2}, (4, 1, 2, 1)),
+  ],
+)
+def test_accelerators_are_used_as_far_as_they_divide_the_batch(
+  monkeypatch, batch, accumulate, sizes, shape
+):
+  monkeypatch.setattr(mesh.jax, 'devices', lambda: [Accelerator()] * 8)
+  monkeypatch.setattr(mesh, 'make', lambda sizes, devices: sizes)
+  found = mesh.of_config(job(batch, accumulate, **sizes))
+  assert tuple(found[axis] for axis in mesh.AXES) == shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+  platform: str = 'gpu'
+
+
+# ---- leaves ------------------------------------------------------------------
+
+
+def test_rules_are_read_from_the_right_and_the_first_one_counts():
+  q, o = (
+    'transformer/blocks/self_attn/q/kernel',
+    'mu/transformer/mlp/down/kernel',
+  )
+  with on(fsdp=2, tensor=4):
+    assert sharding.spec(q, (6, 64, 64)) == P(None, 'fsdp', 'tensor')
+    assert sharding.spec(o, (96, 64)) == P('tensor', 'fsdp')
+    lora = 'transformer/blocks/self_attn/q/lora/a1'
+    assert sharding.spec(lora, (6, 64, 4)) == P(None, None, None)
+    assert sharding.spec('vae/conv/kernel', (3, 3, 8, 8)) == P(*[None] * 4)
+    # An axis that does not divide is left out; a bias has no room for two.
+    assert sharding.spec(q, (6, 63, 64)) == P(None, None, 'tensor')
+    rules = (('bias', ('fsdp', 'tensor')),)
+    assert sharding.spec('bias', (64,), rules) == P('tensor')
+
+
+@pytest.mark.parametrize(
+  'rules, line',
+  [
+    ([('a', ())] * 11, '11 rules; expected at most 10'),
+    ([('a', ('model',))], "asks for the axis 'model'; use data, fsdp"),
+    ([('(', ('data',))], r"rules: '\('"),
+  ],
+)
+def test_rules_that_are_none_are_one_line(rules, line):
+  with pytest.raises(DcjaxError, match=line):
+    sharding.check_rules(rules)
+
+
+def test_a_base_is_read_where_it_is_to_lie(tmp_path):
+  save_base(tiny.base(), tmp_path, dtype='float32')
+  whole = load_base(tmp_path)
+  with on(fsdp=4, tensor=2):
+    parts = load_base(tmp_path, sharding=sharding.placement())
+    kernel = parts.params['transformer']['blocks']['mlp']['up']['kernel']
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 6, 20)
+    assert parts.fingerprint == whole.fingerprint
+    assert tiny.equal(parts.params, whole.params)
+
+
+def test_nothing_is_born_larger_than_its_part():
+  make = lambda key: {'up': {'kernel': jax.random.normal(key, (16, 32))}}
+  rules = (('kernel', ('fsdp', 'tensor')),)
+  with on(fsdp=2, tensor=4):
+    x = sharding.create(make, jax.random.key(0), rules=rules)['up']['kernel']
+    assert x.sharding.shard_shape(x.shape) == (8, 8)
+    np.testing.assert_array_equal(x, make(jax.random.key(0))['up']['kernel'])
+
+
+# ---- samples -----------------------------------------------------------------
+
+
+def test_a_batch_lies_in_rows():
+  local = {'x': np.arange(24.0).reshape(8, 3)}
+  with on(data=2, fsdp=2, context=2):
+    found = sharding.batch(local)['x']
+    assert found.sharding.shard_shape(found.shape) == (2, 3)
+    np.testing.assert_array_equal(found, local['x'])
+  assert sharding.batch(local) is local
+
+
+def test_a_batch_that_cannot_be_shared_out_is_one_line():
+  with on(data=8), pytest.raises(DcjaxError, match='multiple of 8, the shares'):
+    sharding.local_rows(4)
+
+
+@functools.cache
+def sampled():
+  return videos(tiny.base())
+
+
+def videos(base, count=2):
+  prompts = ['a red cat in the snow', 'a blue dog jumps'][:count]
+  return sampling.sample(base, prompts, seed=1, steps=2)
+
+
+@pytest.mark.parametrize(
+  'sizes', [dict(data=4, tensor=2), dict(data=2, fsdp=2, context=2)], ids=str
+)
+def test_sampling_on_a_mesh_makes_the_same_video(sizes):
+  """Two prompts and their negative passes: four rows."""
+  base = tiny.base()
+  with on(**sizes):
+    placed = dataclasses.replace(base, params=sharding.place(base.params))
+    found = videos(placed)
+  assert np.abs(found.astype(int) - sampled().astype(int)).max() <= 1
+  assert np.abs(sampled().astype(int) - 127).max() > 5
+
+
+def test_one_video_is_sampled_on_many_devices():
+  base = tiny.base()
+  with on(data=8):
+    found = videos(base, 1)
+  expected = sampled()[:1].astype(int)
+  assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_names_in_a_state_are_those_of_its_parameters():
+  leaves = {'transformer': {'mlp': {'up': {'kernel': jnp.ones((8, 8))}}}}
+  with on(fsdp=2, tensor=4):
+    found = sharding.specs({'mu': leaves, 'count': jnp.zeros(())})
+  assert tree.flatten(found) == {
+    'mu/transformer/mlp/up/kernel': P('fsdp', 'tensor'),
+    'count': P(),
+  }
