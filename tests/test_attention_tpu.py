@@ -1,11 +1,9 @@
 """Splash attention is the plain form; it compiles for TPUs at full size."""
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from tiny import quick_compile  # noqa: F401
 
 from dcjax.models import attention_tpu, attention_xla
@@ -64,3 +62,71 @@ def test_splash_is_plain_attention(case):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, wanted
   )
+
+
+def test_queries_of_one_device_know_their_places():
+  """Every second run of 20 tokens, as context parallelism shares them out."""
+  n, reach = 160, Reach(157, 30, 9)
+  q, k, v = qkv(n, n)
+  table = np.arange(n).reshape(-1, 2, 20).swapaxes(0, 1).reshape(2, -1)
+
+  def loss(attend, q, k, v):
+    # Not of the padding, which no loss reads.
+    out = attend(q, k, v)
+    return jnp.sum(jnp.sin(3.0 * out[:, :150]))
+
+  def parts(q, k, v):
+    out = jnp.zeros_like(q)
+    for part, places in enumerate(table):
+      mine = attention_tpu.attend(
+        q[:, places],
+        k,
+        v,
+        None,
+        reach,
+        Places(table, jnp.int32(part)),
+        interpret=True,
+      )
+      out = out.at[:, places].set(mine)
+    return out
+
+  whole = lambda *x: attention_xla.attend_heads(*x, None, reach)
+  got, wanted = (
+    jax.jit(jax.value_and_grad(loss, argnums=(1, 2, 3)), static_argnums=0)(
+      way, q, k, v
+    )
+    for way in (parts, whole)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-5),
+    got,
+    wanted,
+  )
+
+
+@pytest.mark.parametrize('tail, places', [(0, 1), (40, 1), (40, 4)])
+@pytest.mark.parametrize('window', [None, 30, 130])
+def test_blocks_are_skipped_and_only_those_that_hide_all(window, tail, places):
+  """What is decided without a block's elements is what they say."""
+  n, keys, size = 640, 600, 32
+  order = np.arange(n).reshape(-1, places).T.reshape(-1)
+  mask = attention_tpu.Mask(Reach(keys, window, tail), order, n)
+  rows, columns = order[:, None], np.arange(n)[None]
+  near = np.abs(rows - columns) <= (n if window is None else window)
+  near |= (rows >= keys - tail) | (columns >= keys - tail)
+  seen = near & (columns < keys)
+  decided = 0
+  for i in range(0, len(order), size):
+    for j in range(0, n, size):
+      block = mask[slice(i, i + size), slice(j, j + size)]
+      wanted = seen[i : i + size, j : j + size]
+      assert np.array_equal(np.broadcast_to(block, wanted.shape), wanted)
+      decided += block.size == 1
+  assert decided > 0.4 * (len(order) / size) * (n / size)
+
+
+def test_lengths_choose_their_blocks():
+  sizes = {4: 128, 200: 128, 512: 512, 576: 128, 9216: 1024, 32760: 1024}
+  for length, size in sizes.items():
+    assert attention_tpu.block(length) == size
+    assert length + -length % size <= max(length * 17 / 16, length + 127)
