@@ -1,13 +1,19 @@
-"""What a personalisation will need, before anything is loaded.
+"""What a job will need, before anything is loaded.
 
   python -m dcjax.main --config=configs/plan.py \
     --config.plan.job=configs/set_seq.py:wan_14b --config.plan.device=h100
+  python -m dcjax.main --config=configs/plan.py \
+    --config.plan.job=configs/set_seq.py:snap_dit_11b \
+    --config.plan.topology=v5p:4x4x4
 
-Prints parameters, peak memory and time of every program of the job; and, if one
-does not fit, settings with which it does. The same is written to plan.json.
-A published base need not be here. One chip: what several share is not planned.
+Prints parameters, memory of a chip, collectives and time of every program of
+the job; and, if one does not fit, settings with which it does. The same is
+written to plan.json. A published base need not be here, nor any of the chips:
+with libtpu (pip install "dcjax[tpu]") programs are compiled for TPU slices,
+with the CUDA plugin for GPUs; else what they take is counted, and said to be.
 
-Options of the job are given as --config.plan.options="('sequence.batch=4',)".
+Options of the job are given as --config.plan.options="('sequence.batch=64',)".
+docs/scaling.md says what the figures mean.
 """
 
 from ml_collections import ConfigDict
@@ -23,10 +29,14 @@ def get_config(variant: str = '') -> ConfigDict:
     dict(
       job='configs/set_seq.py:wan_1_3b',
       options=(),
-      # local, cpu, h200, h100, a100-80, rtx4090, v5e, v5p or v6e
+      # One chip: local, cpu, h200, h100, a100-80, rtx4090, v5e, v5p or v6e.
       device='h100',
-      # compile: ask XLA what the steps of training take; count: count it in
-      # their traces; nothing: compile where that is quick and can be done.
+      # Or several: h200:8, h100:16, v5e:4x8, v5p:4x4x4, v6e:16x16*4 (slices).
+      topology='',
+      # auto: chosen and explained, unless the job asks for one; job: its own.
+      mesh='auto',
+      # compile: ask XLA what training and sampling take; count: count it in
+      # their traces; nothing: compile where that can be done.
       memory='',
     )
   )

@@ -19,6 +19,7 @@ LEVELS = """
   mesh  storyboard_rules  roll_call
   storyboard  processes  sharding
   tree  stage  tracking  checkpoint  planning.devices  alchemint.recipe
+  planning.topology
   flow  lora  optim
   concept_shapes
 
@@ -31,6 +32,7 @@ LEVELS = """
   models.reference  models.block  models.autoencoder
   models.dit  models.vae
   models.vae_chunks  planning.flops  planning.advice
+  planning.layout
 
   data.motions  data.shapes  data.textures
   data.decode  data.tokenizer  data.cache  data.pipeline  data.coverage
@@ -52,6 +54,8 @@ LEVELS = """
   weights.original  weights.part  weights.lora_file  weights.networks
   weights.base
   weights.outline  weights.reference
+  planning.program
+  planning.traffic  planning.step_time
   text_features  finetuning.survey
   formats
 
@@ -62,13 +66,16 @@ LEVELS = """
   timed_conditions
   timed_sampling
   sampling
-  material  pretrain  finetuning.dataset  start  pretraining.encoding
-  pretraining.batches
+  material  finetuning.dataset  start  pretraining.encoding
+  pretrain  pretraining.batches
   gallery  alchemint.dataset  alchemint.objective
   finetuning.showcase  alchemint.run  pretraining.run
+  pretraining.autoencoder
   personalization  export
   finetuning.run  finetuning.inspection
-  planning.programs
+  planning.programs  planning.shapes
+  planning.alchemint
+  planning.tasks
   planning.forecast
   planning.run
 

@@ -14,7 +14,7 @@ from dcjax.models.dit_config import WAN_1_3B, WAN_14B, DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
 from dcjax.personalization import Personalization
-from dcjax.planning import advice, devices, forecast, programs
+from dcjax.planning import advice, programs, tasks, topology
 from dcjax.planning import run as plan
 from dcjax.planning import text as plan_text
 from dcjax.planning.forecast import Forecaster
@@ -37,7 +37,7 @@ def planned(variant, device, method='count', **changes):
   """A plan of the stage with the clip alone: the other one is like it."""
   job = plan.load_job(f'{SET_SEQ}:{variant}')
   job.update_from_flattened_dict({'stages': ('sequence',)} | changes)
-  return plan.plan(job, Forecaster(devices.find(device), method))
+  return plan.plan(job, Forecaster(topology.find(device), method))
 
 
 @pytest.fixture(scope='module')
@@ -109,23 +109,23 @@ def test_the_count_is_near_what_xla_allocates(remat):
     'small', SMALL, tiny.VAE, tiny.TEXT, None,
     expected_params(SMALL, tiny.VAE, tiny.TEXT),
   )  # fmt: skip
-  found = programs.programs(programs.outline(base, c))
+  found = programs.programs(tasks.outline(base, c))
   step = next(x for x in found if x.name == 'sequence')
-  cpu = devices.find('cpu')
+  cpu = topology.find('cpu')
   counted = Forecaster(cpu, 'count').memory(step)
   compiled = Forecaster(cpu, 'compile').memory(step)
   assert (counted.how, compiled.how) == ('counted', 'compiled')
   assert counted.arguments == pytest.approx(compiled.arguments, rel=0.02)
-  assert counted.beside == pytest.approx(compiled.beside, rel=0.15)
+  assert counted.beside == pytest.approx(compiled.beside, rel=0.2)
 
 
 def test_remat_batch_and_frames_move_the_forecast(here):
-  forecaster = Forecaster(devices.find('h200'), 'count')
+  forecaster = Forecaster(topology.find('h200'), 'count')
 
   def most(**changes):
     job = plan.load_job(f'{SET_SEQ}:wan_1_3b', ('prior.videos=0',))
     job.update_from_flattened_dict(changes)
-    run = programs.outline(outline(job.base, dtype='bfloat16'), job)
+    run = tasks.outline(outline(job.base, dtype='bfloat16'), job)
     return forecaster.count(*programs.programs(run, ['sequence'])).beside
 
   usual = most()
@@ -203,7 +203,7 @@ def test_levers_end():
 
 def config(**options):
   wanted = {'job': f'{SET_SEQ}:tiny', 'options': (), 'device': 'cpu'}
-  wanted |= {'memory': 'count'} | options
+  wanted |= {'topology': '', 'mesh': 'auto', 'memory': 'count'} | options
   return types.SimpleNamespace(plan=types.SimpleNamespace(**wanted))
 
 
@@ -223,21 +223,22 @@ def test_the_command_prints_and_writes(here, tmp_path, capsys):
 
 
 def test_without_a_compiler_it_counts_and_says_so(found, monkeypatch):
-  monkeypatch.setattr(forecast, '_target', lambda _: (None, 'no compiler'))
-  forecaster = Forecaster(devices.find('h100'))
+  monkeypatch.setattr(topology, 'targets', lambda _: (None, 'no compiler'))
+  forecaster = Forecaster(topology.find('h100'))
   assert forecaster.note == 'no compiler'
   assert 'no compiler' in plan_text.render(found | {'note': forecaster.note})
   assert {x['how'] for x in found['programs']} == {'counted'}
 
 
 def test_what_xla_cannot_compile_is_counted(here, monkeypatch):
-  def fail(*_):
-    raise jax.errors.JaxRuntimeError('INTERNAL: no tiles\nmore')
+  class Lowered:
+    def compile(self, compiler_options):
+      raise jax.errors.JaxRuntimeError('INTERNAL: no tiles\nmore')
 
   job = plan.load_job(f'{SET_SEQ}:tiny')
-  run = programs.outline(outline('world'), job)
-  forecaster = Forecaster(devices.find('cpu'), 'compile')
-  monkeypatch.setattr(forecaster, '_compile', fail)
+  run = tasks.outline(outline('world'), job)
+  forecaster = Forecaster(topology.find('cpu'), 'compile')
+  monkeypatch.setattr(forecaster, '_lower', lambda _: Lowered())
   assert forecaster.memory(*programs.programs(run, ['set'])).how == 'counted'
   assert forecaster.note == 'set is counted: XLA says INTERNAL: no tiles'
 
@@ -254,7 +255,7 @@ def test_the_default_share_of_a_gpu_is_mentioned(found):
   [
     ({'job': 'configs/none.py'}, r'there is no file configs/none\.py'),
     ({'job': f'{SET_SEQ}:huge'}, r"no variant 'huge'; use tiny"),
-    ({'job': 'configs/sample.py'}, r"task 'sample'; only personalize"),
+    ({'job': 'configs/sample.py'}, r"task 'sample'; only personalize, lora"),
     ({'job': 'README.md'}, r'README\.md is not a config'),
     ({'device': 'h300'}, r"device is 'h300'; use local, cpu, h200"),
     ({'memory': 'guess'}, r"memory is 'guess'; use compile, count"),
@@ -293,11 +294,11 @@ def test_shapes_are_those_that_the_run_passes(tmp_path, monkeypatch):
   monkeypatch.setattr(Personalization, '_report', lambda *_: None)
   Personalization(load_base(folder), c, tmp_path / 'run').run()
 
-  run = programs.outline(outline(folder), c)
+  run = tasks.outline(outline(folder), c)
   assert [stage.name for stage in run.stages] == list(passed)
   for stage in run.stages:
     params, batch, context = passed[stage.name]
     state, frozen = programs.state(run, stage)
     assert same(tree.combine(state.trainable, frozen), params)
-    assert same(programs.batch(run, stage), batch)
+    assert same(run.batch(stage), batch)
     assert same(run.context, context)

@@ -5,12 +5,14 @@ programs that were too large are forecast again, and so on until all of them
 fit; then every change that turns out not to be needed is taken back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from dcjax import mesh
 from dcjax.models.dit import REMAT_POLICIES
 
 # The least rank, frames and pixels a side that are proposed.
@@ -40,6 +42,7 @@ def find(
   large: Sequence[str],
   peak: Callable[[ConfigDict, Sequence[str]], int],
   usable: int,
+  sizes: Mapping[str, int] | None = None,
 ) -> Advice:
   """Settings with which the large programs fit.
 
@@ -49,8 +52,10 @@ def find(
     large: names of the programs that do not fit.
     peak: the bytes of the largest of these programs for a config.
     usable: bytes of the device.
+    sizes: of the job's mesh; one device by default.
   """
   changed: Changes = {}
+  sizes = sizes or {}
 
   def bytes_with(options):
     return peak(_with(config, options), large)
@@ -58,7 +63,7 @@ def find(
   most, fits = bytes_with(changed), False
   for lever in LEVERS:
     while not fits:
-      step = lever(_with(config, changed), format, large)
+      step = lever(_with(config, changed), format, large, sizes)
       if not step:
         break
       changed |= step
@@ -81,56 +86,79 @@ def _with(config: ConfigDict, options: Changes) -> ConfigDict:
   return copy
 
 
-def _accumulate(config, format, large) -> Changes:
+def _accumulate(config, format, large, sizes) -> Changes:
   """Twice as many microbatches: costs nothing."""
   del format
+  shares = math.prod(sizes.get(axis, 1) for axis in mesh.ROWS)
   return {
-    f'{name}.accumulate': _next_divisor(stage.batch, stage.accumulate)
-    for name in config.stages
-    for stage in [config[name]]
-    if name in large and stage.accumulate < stage.batch
+    f'{name}.accumulate': _next_divisor(own, config[name].accumulate)
+    for name in _stages(config)
+    for own in [config[name].batch // shares]
+    if name in large and config[name].accumulate < own
   }
+
+
+def _split(config, format, large, sizes) -> Changes:
+  """Kernels over twice as many chips: they are gathered when they are used."""
+  del format, large
+  fsdp, data = config.mesh.fsdp, config.mesh.data
+  if math.prod(sizes.values()) == 1 or data < 2 or data % 2:
+    return {}
+  return {'mesh.fsdp': fsdp * 2, 'mesh.data': data // 2}
+
+
+def _stages(config) -> list[str]:
+  """Keys of the stages of training of a job."""
+  return [
+    key
+    for key, part in config.items()
+    if isinstance(part, ConfigDict) and 'accumulate' in part
+  ]
 
 
 def _next_divisor(batch: int, accumulate: int) -> int:
   return next(n for n in range(accumulate + 1, batch + 1) if batch % n == 0)
 
 
-def _remat(config, format, large) -> Changes:
+def _remat(config, format, large, sizes) -> Changes:
   """Computes more of a block again: up to a third more time."""
   del format
   # 'dots' keeps more than 'products' and computes more.
   order = [name for name in REMAT_POLICIES if name != 'dots']
   usual = 'products' if config.remat == 'dots' else config.remat
-  if not set(large) & set(config.stages) or usual not in order[:-1]:
+  if not set(large) & set(_stages(config)) or usual not in order[:-1]:
     return {}
   return {'remat': order[order.index(usual) + 1]}
 
 
-def _dtype(config, format, large) -> Changes:
+def _dtype(config, format, large, sizes) -> Changes:
   """Half of the base's bytes."""
-  del format, large
+  del format, large, sizes
   return {} if config.base_dtype == 'bfloat16' else {'base_dtype': 'bfloat16'}
 
 
-def _rank(config, format, large) -> Changes:
+def _rank(config, format, large, sizes) -> Changes:
   """A smaller LoRA, its gradients and its optimizer state."""
-  del format, large
+  del format, large, sizes
+  if not config.lora.rank:
+    return {}
   rank = config.lora.rank // 2
   return {'lora.rank': rank} if rank >= RANK else {}
 
 
-def _frames(config, format, large) -> Changes:
+def _frames(config, format, large, sizes) -> Changes:
   """A shorter clip; a large one is encoded and decoded in chunks anyway."""
-  if not set(large) & {*config.stages, 'sample'}:
+  del sizes
+  if not set(large) & {*_stages(config), 'sample'}:
     return {}
   frames = config.format.frames or format[0]
   shorter = frames * 3 // 4 // 4 * 4 + 1
   return {'format.frames': shorter} if FRAMES <= shorter < frames else {}
 
 
-def _size(config, format, large) -> Changes:
+def _size(config, format, large, sizes) -> Changes:
   """A smaller picture."""
+  del sizes
   if not set(large) - {'encode text'}:
     return {}
   sides = (config.format.height or format[1], config.format.width or format[2])
@@ -140,4 +168,4 @@ def _size(config, format, large) -> Changes:
   return dict(zip(('format.height', 'format.width'), smaller, strict=True))
 
 
-LEVERS = (_accumulate, _remat, _dtype, _rank, _frames, _size)
+LEVERS = (_accumulate, _split, _remat, _dtype, _rank, _frames, _size)

@@ -15,6 +15,11 @@ makes their gradient:
 
   (4)  backward   linear x 1 (trained: x 2) + attention x 2 + LoRA
 
+References and words put m more tokens into the stream, to be multiplied and
+attended to as n + m tokens are; timed captions of e tokens add to each block
+
+  (5)  timed      2 L (2 n d^2 + 2 e d d_text) + 4 L d n e
+
 The `model` operations of a step are (1-4), whatever the machine then does; the
 `executed` ones add what rematerialisation computes again, and the half product
 that flash attention does. Rates are quoted for model operations.
@@ -56,19 +61,28 @@ class Step:
 
 
 def forward(
-  dit: DiTConfig, latents: tuple[int, ...], text_length: int
+  dit: DiTConfig,
+  latents: tuple[int, ...],
+  text_length: int,
+  *,
+  beside: int = 0,
+  timed: int = 0,
 ) -> Forward:
-  """Eq. (1-3) for one sample.
+  """Eq. (1-3) and (5) for one sample.
 
   Args:
     dit: the transformer.
     latents: (f, h, w, ...) of the sample.
     text_length: l.
+    beside: m, tokens of references and words.
+    timed: e, tokens of timed captions.
   """
-  d, n, l = dit.width, tokens(dit, latents), text_length
+  d, n, l = dit.width, tokens(dit, latents) + beside, text_length
   patch = math.prod(dit.patch) * dit.channels
   read = d if dit.text_mlp else dit.text_width
   block = n * (6 * d * d + 2 * d * dit.mlp_width) + 2 * l * d * read
+  if timed:
+    block += 2 * (n - beside) * d * d + 2 * timed * d * read
   if dit.modulation == 'block':
     block += dit.vectors * d * d
   twice = 2 if dit.self_cond else 1
@@ -76,9 +90,10 @@ def forward(
   outside += (6 if dit.modulation == 'table' else 2) * d * d
   if dit.text_mlp:
     outside += l * (dit.text_width * d + d * d)
+  seen = pairs(n, dit.window, beside) + n * l + (n - beside) * timed
   return Forward(
     linear=2.0 * (dit.layers * block + outside),
-    attention=4.0 * dit.layers * d * (pairs(n, dit.window) + n * l),
+    attention=4.0 * dit.layers * d * seen,
   )
 
 
@@ -89,11 +104,13 @@ def tokens(dit: DiTConfig, latents: tuple[int, ...]) -> int:
   )
 
 
-def pairs(n: int, window: int | None) -> int:
-  """(query, key) pairs with |i - j| <= window."""
-  if window is None or window >= n - 1:
+def pairs(n: int, window: int | None, exempt: int = 0) -> int:
+  """(query, key) pairs with |i - j| <= window, or one of the last exempt."""
+  inside = n - exempt
+  if window is None or window >= inside - 1:
     return n * n
-  return n * (2 * window + 1) - window * (window + 1)
+  near = inside * (2 * window + 1) - window * (window + 1)
+  return near + n * n - inside * inside
 
 
 def lora(
@@ -124,6 +141,8 @@ def step(
   *,
   remat: str = 'none',
   prior: bool = False,
+  beside: int = 0,
+  timed: int = 0,
 ) -> Step:
   """Eq. (4): operations of one optimizer step.
 
@@ -135,9 +154,12 @@ def step(
     text_length: l.
     remat: a key of `dit.REMAT_POLICIES`.
     prior: whether each sample has one of prior preservation beside it.
+    beside: as of `forward`.
+    timed: as of `forward`.
   """
   samples = stage.batch * (2 if prior else 1)
-  once = forward(dit, latents, text_length).times(samples)
+  once = forward(dit, latents, text_length, beside=beside, timed=timed)
+  once = once.times(samples)
   side = lora(params['transformer'], latents, text_length, dit) * samples
   kernels = [
     name
@@ -148,9 +170,14 @@ def step(
   passes = 2 if dit.self_cond else 1
   backward = once.linear * (2 if kernels else 1) + 2 * once.attention
   model = passes * (once.total + side) + backward + 2 * side
+  # Of what o, down and the o of cross-attention make, only the sum is read.
+  d, n = dit.width, (tokens(dit, latents) + beside) * samples
+  unread = 2.0 * dit.layers * n * (2 * d * d + d * dit.mlp_width)
   again = {
     'none': 0.0,
+    'products': 0.0,
     'dots': once.attention,
+    'attention': once.linear + side - unread,
     'full': once.total + side,
   }[remat]
   return Step(model, model + again + 0.5 * once.attention)

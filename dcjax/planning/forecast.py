@@ -1,26 +1,36 @@
-"""How much memory a program will take on a device that need not be here.
+"""How much memory a program will take on devices that need not be here.
 
-Two ways. *Compiled*: XLA compiles the very program for the device and says what
-it allocates; possible for the device of this machine, and for others where
-their plugin is installed (jax-cuda13-plugin and jax-cuda13-pjrt, or libtpu),
-without the device. *Counted*: `liveness` counts what is alive at once in the
-program's trace, for any device, in a second. Against what XLA allocates for
-Wan, the count before `MARGIN` was 0.88 to 0.93 for steps of training on a CPU;
-0.98 to 1.05 on an H100, where sampling came to 1.2 and the autoencoder to 1.3
-and 1.5; and, by an earlier way of counting, 0.79 to 0.85 for steps of training
-on a TPU v5e.
+Two ways. *Compiled*: XLA compiles the very program for the devices, on their
+mesh, and says what each allocates and what they say to each other; possible for
+the device of this machine, and for others where their plugin is installed
+(jax-cuda13-plugin and jax-cuda13-pjrt, or libtpu), without a device. *Counted*:
+`liveness` counts what is alive at once in the trace of what one device does,
+for any device, in a second; what devices then say to each other is arithmetic
+(`traffic`). Against what XLA allocates for Wan, the count before `MARGIN` was
+0.88 to 0.93 for steps of training on a CPU; and 0.98 to 1.05 on an H100, where
+sampling came to 1.2 and the autoencoder to 1.3 and 1.5.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import math
+import re
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from dcjax import machine
+from dcjax import mesh as mesh_lib
 from dcjax.errors import DcjaxError
-from dcjax.planning import liveness
-from dcjax.planning.devices import LOCAL, Device
-from dcjax.planning.programs import Program
+from dcjax.planning import collectives as collectives_lib
+from dcjax.planning import liveness, traffic
+from dcjax.planning import topology as topology_lib
+from dcjax.planning.collectives import Collective
+from dcjax.planning.devices import LOCAL
+from dcjax.planning.program import Program, shard_bytes
+from dcjax.planning.topology import Topology
 
 METHODS = ('', 'compile', 'count')
 # What a count leaves out: on TPUs, layouts that pad.
@@ -29,23 +39,27 @@ MARGIN = {'cpu': 1.05, 'gpu': 1.0, 'tpu': 1.3}
 _NO_TRIALS = {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
 # Memory of Python, JAX and its compiler, where that is the device's.
 PROCESS = {'cpu': 1_000_000_000, 'gpu': 0, 'tpu': 0}
+# Programs that are compiled side by side.
+THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes that are taken while a program runs.
+  """Bytes that are taken on a device while a program runs.
 
   Attributes:
     arguments: of the program.
     beside: results and everything in between, at their peak.
     resident: what else is there at the same time.
     how: 'compiled' or 'counted'.
+    collectives: of one run; None if they are not known.
   """
 
   arguments: int
   beside: int
   resident: int
   how: str
+  collectives: tuple[Collective, ...] | None = None
 
   @property
   def total(self) -> int:
@@ -53,151 +67,164 @@ class Memory:
 
 
 class Forecaster:
-  """Forecasts for one device.
+  """Forecasts for one topology.
 
   Args:
-    device: from `devices.find`.
-    method: 'compile', 'count', or '': compile the steps of training if that
-      can be done here, and count the rest.
+    topology: from `topology.find`.
+    method: 'compile', 'count', or '': compile the steps of training, and for a
+      slice or machine sampling too, if that can be done here, and count the
+      rest.
 
   Attributes:
-    device: as given.
+    topology: as given.
     note: why something is not compiled that was to be, or ''.
   """
 
-  def __init__(self, device: Device, method: str = ''):
+  def __init__(self, topology: Topology, method: str = ''):
     if method not in METHODS:
       raise DcjaxError(
         f'config.plan.memory is {method!r}; use compile, count, or nothing for '
         'what can be done here'
       )
-    self.device, self.note = device, ''
-    self._target, self._compiles = None, False
-    # XLA takes minutes to compile for a TPU that is not there.
-    wanted = method == 'compile' or (not method and device.platform != 'tpu')
-    if device.name in LOCAL:
-      self._compiles = method != 'count'
-    elif wanted:
-      self._target, self.note = _target(device)
-      self._compiles = self._target is not None
+    self.topology, self.note = topology, ''
+    self._targets, self._peaks = None, {}
+    # XLA takes a minute to compile for one TPU, which a count tells well.
+    alone = topology.device.platform == 'tpu' and topology.chips == 1
+    if method == 'compile' or (not method and not alone):
+      self._targets, self.note = topology_lib.targets(topology)
+
+  def memories(self, programs: Sequence[Program]) -> list[Memory]:
+    """What each program takes."""
+    with machine.programs_for(self.topology.device.platform):
+      lowered = [
+        self._lower(x) if self._compiles(x) else None for x in programs
+      ]
+    # Compilers work beside each other; traces would not.
+    with ThreadPoolExecutor(THREADS) as pool:
+      found = list(pool.map(self._compile, programs, lowered))
+    return [
+      memory or self.count(program)
+      for memory, program in zip(found, programs, strict=True)
+    ]
 
   def memory(self, program: Program) -> Memory:
-    """What the program takes; compiled only if it is a step of training."""
-    training = program.work is not None and program.name != 'sample'
-    with machine.programs_for(self.device.platform):
-      if training and self._compiles:
-        try:
-          return self._compile(program)
-        except jax.errors.JaxRuntimeError as error:
-          reason = str(error).strip().splitlines()[0]
-          self.note = f'{program.name} is counted: XLA says {reason[:100]}'
-      return self.count(program)
+    """What one program takes."""
+    return self.memories([program])[0]
+
+  def _compiles(self, program: Program) -> bool:
+    here = self.topology.device.name in LOCAL
+    return self._targets is not None and (
+      program.trains or (program.work is not None and not here)
+    )
+
+  # ---- counted ---------------------------------------------------------------
 
   def count(self, program: Program) -> Memory:
-    """What is alive at once in the program's trace."""
-    platform = self.device.platform
-    with machine.programs_for(platform):
-      traced = program.trace()
-    jaxpr = traced.jaxpr.jaxpr
-    # Results that lie where a donated argument lay.
-    again = sum(
-      liveness.nbytes(v.aval)
-      for v, info in zip(
-        jaxpr.invars, jax.tree.leaves(traced.args_info), strict=True
-      )
-      if info.donated
-    )
-    beside = liveness.peak_bytes(jaxpr, widens=platform == 'cpu') - again
-    beside = beside * MARGIN[platform]
+    """What is alive at once in the trace of what one device does."""
+    platform = self.topology.device.platform
+    own = program.alone or program
+    key = (own.key or id(own), tuple(jax.tree.leaves(own.arguments)), platform)
+    if key not in self._peaks:
+      self._peaks[key] = _beside(own, platform)
+    beside = self._peaks[key] * MARGIN[platform]
+    # Gradients are as large as what they are of; the rest goes by the token.
+    trained = [x for x in program.leaves if x[0].startswith('0/trainable')]
+    whole = sum(liveness.nbytes(x) for _, x, _ in trained)
+    beside = max(beside - whole, 0) / program.mesh['context']
+    beside += sum(shard_bytes(x, spec, program.mesh) for _, x, spec in trained)
     return Memory(
-      sum(liveness.nbytes(v.aval) for v in jaxpr.invars),
-      int(beside),
+      program.held,
+      int(beside) + _gathered(program),
       program.resident + PROCESS[platform],
       'counted',
     )
 
-  def _compile(self, program: Program) -> Memory:
-    platform, target = self.device.platform, self._target
-    if target is None:
-      compiled = program.trace().lower().compile()
-    else:
-      here = jax.sharding.SingleDeviceSharding(target)
-      name = 'cuda' if platform == 'gpu' else platform
-      lowered = program.trace(here).lower(lowering_platforms=(name,))
+  # ---- compiled --------------------------------------------------------------
+
+  def _lower(self, program: Program) -> Any:
+    """`jax.stages.Lowered` for devices that are not here."""
+    platform = self.topology.device.platform
+    if self.topology.device.name in LOCAL:
+      return program.trace().lower()
+    name = 'cuda' if platform == 'gpu' else platform
+    if math.prod(program.mesh.values()) == 1:
+      here = jax.sharding.SingleDeviceSharding(self._targets[0])
+      return program.trace(lambda _: here).lower(lowering_platforms=(name,))
+    mesh = mesh_lib.make(program.mesh, self._targets)
+    with mesh_lib.use(mesh):
+      traced = program.trace(lambda spec: NamedSharding(mesh, spec))
+      return traced.lower(lowering_platforms=(name,))
+
+  def _compile(self, program: Program, lowered: Any) -> Memory | None:
+    if lowered is None:
+      return None
+    platform = self.topology.device.platform
+    resident = program.resident + PROCESS[platform]
+    try:
       compiled = lowered.compile(
         compiler_options=_NO_TRIALS if platform == 'gpu' else None
       )
+    except jax.errors.JaxRuntimeError as error:
+      used = _used(str(error))
+      if used:
+        beside = max(used - program.held, 0)
+        return Memory(program.held, beside, resident, 'compiled')
+      reason = str(error).strip().splitlines()[0]
+      self.note = f'{program.name} is counted: XLA says {reason[:100]}'
+      return None
     found = compiled.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
+    said = ()
+    if math.prod(program.mesh.values()) > 1:
+      said = tuple(collectives_lib.read(compiled.as_text(), program.mesh))
     return Memory(
       found.argument_size_in_bytes,
       found.temp_size_in_bytes + results,
-      program.resident + PROCESS[platform],
+      resident,
       'compiled',
+      said,
     )
 
 
-def _target(device: Device) -> tuple[Any, str]:
-  """(a device to compile for that is not here or None, why there is none)."""
-  from jax.experimental import topologies
-
-  try:
-    if device.platform == 'tpu':
-      found = topologies.get_topology_desc(f'{device.name}:2x2', 'tpu')
-    else:
-      found = topologies.get_topology_desc(
-        platform='cuda',
-        target_config=_gpu_config(device),
-        topology='1x1x1',
-      )
-    return found.devices[0], ''
-  except Exception as error:  # of the plugin, of its absence
-    package = {
-      'gpu': 'jax-cuda13-plugin and jax-cuda13-pjrt',
-      'tpu': 'libtpu',
-    }[device.platform]
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return None, (
-      f'memory is counted, not compiled: no compiler for {device.name} here '
-      f'({package}; {reason[:80]})'
+def _beside(program: Program, platform: str) -> int:
+  """Most bytes alive at once beside the arguments, by `liveness`."""
+  with machine.programs_for(platform):
+    traced = program.trace()
+  jaxpr = traced.jaxpr.jaxpr
+  # Results that lie where a donated argument lay.
+  again = sum(
+    liveness.nbytes(v.aval)
+    for v, info in zip(
+      jaxpr.invars, jax.tree.leaves(traced.args_info), strict=True
     )
+    if info.donated
+  )
+  return liveness.peak_bytes(jaxpr, widens=platform == 'cpu') - again
 
 
-# Compute capability, multiprocessors and L2 cache: what XLA:GPU asks about.
-_GPUS = {
-  'h200': ((9, 0), 132, 50 << 20),
-  'h100': ((9, 0), 132, 50 << 20),
-  'a100-80': ((8, 0), 108, 40 << 20),
-  'rtx4090': ((8, 9), 128, 72 << 20),
-}
+def _gathered(program: Program) -> int:
+  """Bytes of the kernels of a layer that is there whole, and of the next."""
+  once, layers = 0, 0
+  for name, x, spec in program.leaves:
+    if any(entry and 'fsdp' in str(entry) for entry in spec):
+      whole = shard_bytes(x, spec, program.mesh | {'fsdp': 1})
+      if 'blocks/' in name and 'opt_state' not in name:
+        layers += whole // x.shape[0]
+      elif 'opt_state' not in name:
+        once = max(once, whole)
+  return max(2 * layers, once)
 
 
-def _gpu_config(device: Device) -> str:
-  """XLA's description of a GPU, as a text proto."""
-  (major, minor), cores, cache = _GPUS[device.name]
-  shared = {8: 163840, 9: 232448}[major] if minor == 0 else 101376
-  return f"""
-    gpu_device_info {{
-      threads_per_block_limit: 1024
-      threads_per_warp: 32
-      shared_memory_per_block: 49152
-      shared_memory_per_core: {shared + 1024}
-      shared_memory_per_block_optin: {shared}
-      threads_per_core_limit: 2048
-      core_count: {cores}
-      fpus_per_core: 128
-      block_dim_limit_x: 2147483647
-      block_dim_limit_y: 65535
-      block_dim_limit_z: 65535
-      memory_bandwidth: 3000000000000
-      l2_cache_size: {cache}
-      clock_rate_ghz: 1.8
-      device_memory_size: {device.memory}
-      cuda_compute_capability {{ major: {major} minor: {minor} }}
-      registers_per_core_limit: 65536
-      registers_per_block_limit: 65536
-    }}
-    platform_name: "CUDA"
-    dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-    device_description_str: "{device.title}"
-  """
+def _used(error: str) -> int:
+  """Bytes of a program that XLA refuses as too large; 0 if it does not say."""
+  found = re.search(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', error)
+  units = dict(zip('KMGT', (2**10, 2**20, 2**30, 2**40), strict=True))
+  return int(float(found[1]) * units[found[2]]) if found else 0
+
+
+def said(program: Program, memory: Memory, dit: Any) -> list[Collective]:
+  """The collectives of a program: those that XLA makes, else by arithmetic."""
+  found = memory.collectives
+  if found is None:
+    found = traffic.expected(program, dit.width, dit.layers)
+  return collectives_lib.gathered(found)

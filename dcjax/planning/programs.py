@@ -1,79 +1,63 @@
-"""The programs that a personalisation runs, as traces, before it runs them.
+"""The programs of a job, as traces, before it runs them.
 
-Everything is made by the functions that the run itself calls, from shapes in
-place of arrays: the same parameters, batches, objective and optimizer step.
+Everything is made by the functions that the job itself calls, from shapes in
+place of arrays: the same parameters, batches, objective and optimizer step; and
+on a mesh, each lies where the job puts it. What a job consists of, says
+`tasks`.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from dcjax import material, optim, sampling, start, text_features, train, tree
-from dcjax import stage as stage_lib
+from dcjax import mesh as mesh_lib
+from dcjax import optim, sharding, start, text_features, train, tree
 from dcjax import state as state_lib
+from dcjax.errors import DcjaxError
+from dcjax.models import vae as vae_lib
 from dcjax.models import vae_chunks
-from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
-from dcjax.models.wan_vae import WanVAE
+from dcjax.objective import Objective
 from dcjax.planning import flops
+from dcjax.planning.program import (
+  Passes,
+  Program,
+  Shape,
+  shard_bytes,
+  spec_leaves,
+)
 from dcjax.stage import Stage
 from dcjax.weights.base import Base
 from dcjax.weights.outline import nbytes
 
-# Scenes of a report, its reconstruction and what the prior takes are sampled
-# alike; a report shows about this many.
-SCENES = 5
-Shape = jax.ShapeDtypeStruct
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """One program of a run.
-
-  Attributes:
-    name: 'set', 'sequence', 'sample', 'encode text', 'encode video', 'decode'.
-    what: its work, in words.
-    jitted: the function.
-    arguments: of it, as shapes, static ones as they are.
-    resident: bytes that lie beside its arguments in the same memory.
-    work: operations of one run; None where they are not counted.
-    runs: how often it runs.
-  """
-
-  name: str
-  what: str
-  jitted: Callable
-  arguments: tuple[Any, ...]
-  resident: int
-  work: flops.Step | None = None
-  runs: int = 1
-
-  def trace(self, sharding: Any = None) -> Any:
-    """`jax.stages.Traced`; the arguments lie as `sharding` says."""
-
-    def place(x):
-      if sharding is None or not isinstance(x, Shape):
-        return x
-      return Shape(x.shape, x.dtype, sharding=sharding)
-
-    arguments = jax.tree.map(place, self.arguments)
-    return self.jitted.trace(*arguments)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A personalisation by its shapes.
+  """A job by its shapes.
 
   Attributes:
     base: from `outline`, adapted to the config.
-    config: of `recipes.personalize`.
+    config: of the job.
     stages: of the config.
-    params: {'transformer', 'tokens'}, with LoRA leaves.
+    params: {'transformer': ..., ...}, with what is added to the base's.
     context: what the objectives read beside the batch.
+    batch: shapes of what the loader of a stage yields.
+    objective: what a stage minimises.
+    work: operations of a step of a stage.
+    tokens: of a sample of a stage, with what is beside the video's.
+    what: of a step of a stage, in words.
+    sampling: {'jitted', 'arguments', 'what', 'work', 'runs', 'passes',
+      'shares'} of the
+      program that samples, where the job samples.
+    prompts: (texts that are encoded, tokens of each); (0, 0) for none.
+    clips: whether clips are encoded and decoded.
   """
 
   base: Base
@@ -81,83 +65,61 @@ class Run:
   stages: tuple[Stage, ...]
   params: dict[str, Any]
   context: dict[str, Any]
+  batch: Callable[[Stage], Any]
+  objective: Callable[[Stage], Objective]
+  work: Callable[[Stage], flops.Step]
+  tokens: Callable[[Stage], int]
+  what: Callable[[Stage], str]
+  sampling: Callable[[], dict[str, Any]] | None = None
+  prompts: tuple[int, int] = (0, 0)
+  clips: bool = True
 
   @property
-  def prior(self) -> bool:
-    """Whether videos of the untouched base are sampled and trained on."""
-    return bool(self.config.prior.videos and any(s.prior for s in self.stages))
+  def rules(self) -> tuple[sharding.Rule, ...]:
+    return start.rules(self.config)
 
 
-def outline(base: Base, config: ConfigDict) -> Run:
-  """The shapes of a run.
+def on(sizes: dict[str, int]) -> Any:
+  """A context in which programs are made for a mesh that is not there."""
+  if math.prod(sizes.values()) == 1:
+    return mesh_lib.use(None)
+  axes = tuple(sizes)
+  abstract = jax.sharding.AbstractMesh(
+    tuple(sizes.values()), axes, axis_types=(AxisType.Auto,) * len(axes)
+  )
+  return jax.sharding.use_abstract_mesh(abstract)
+
+
+def programs(
+  run: Run, names: Sequence[str] = (), sizes: dict[str, int] | None = None
+) -> list[Program]:
+  """The programs that take much memory or time, in the order of a job.
 
   Args:
-    base: from `weights.outline`.
-    config: of `recipes.personalize`.
+    run: from `tasks.outline`.
+    names: those that are asked for; all if there are none.
+    sizes: of the mesh; one device by default.
 
   Raises:
-    DcjaxError: for what the run itself would refuse.
+    DcjaxError: the batch of a stage cannot be shared out over the mesh.
   """
-  start.check_numbers(config)
-  base = start.adapted(base, config)
-  stages = tuple(
-    stage_lib.from_config(name, config[name].to_dict())
-    for name in config.stages
-  )
-
-  def params(transformer):
-    loaded = dataclasses.replace(base, params={'transformer': transformer})
-    return start.initial_params(loaded, config)
-
-  run = Run(
-    base,
-    config,
-    stages,
-    jax.eval_shape(params, base.params['transformer']),
-    {},
-  )
-  prompts = 2 + (2 * config.prior.videos if run.prior else 0)
-  length = base.format.text_length
-  context = {
-    'features': Shape((prompts, length, base.text.d_model), jnp.float32),
-    'mask': Shape((prompts, length), jnp.bool_),
-    'slots': Shape((prompts, length), jnp.int32),
-  }
-  return dataclasses.replace(run, context=context)
-
-
-def programs(run: Run, names: Sequence[str] = ()) -> list[Program]:
-  """The programs that take much memory or time, in the order of a run.
-
-  Args:
-    run: from `outline`.
-    names: those that are asked for; all if there are none.
-  """
-  makers = {
-    'encode text': lambda: _encode_text(run),
-    'encode video': lambda: _autoencoder(run, 'encode'),
-    'decode video': lambda: _autoencoder(run, 'decode'),
-    'sample': lambda: _sample(run),
-  } | {stage.name: lambda s=stage: _stage(run, s) for stage in run.stages}
-  return [make() for name, make in makers.items() if name in (names or makers)]
-
-
-def latents(run: Run, stage: Stage) -> tuple[int, ...]:
-  """[f h w c] of a sample of a stage."""
-  f = run.base.format
-  frames = 1 if stage.data == 'frames' else f.frames
-  return run.base.latent_shape(frames, f.height, f.width)
-
-
-def batch(run: Run, stage: Stage) -> dict[str, Any]:
-  """What the stage's loader yields."""
-  samples = {
-    'latents': Shape((stage.batch, *latents(run, stage)), jnp.float32),
-    'prompt': Shape((stage.batch,), jnp.int32),
-  }
-  if run.prior and stage.prior:
-    return {'concept': samples, 'prior': samples}
-  return samples
+  sizes = sizes or dict.fromkeys(mesh_lib.AXES, 1)
+  makers: dict[str, Callable] = {}
+  if run.prompts[0]:
+    makers['encode text'] = lambda: _encode_text(run)
+  if run.clips:
+    makers['encode video'] = lambda: _autoencoder(run, 'encode')
+    makers['decode video'] = lambda: _autoencoder(run, 'decode')
+  if run.sampling:
+    makers['sample'] = lambda: _sample(run)
+  makers |= {stage.name: lambda s=stage: _stage(run, s) for stage in run.stages}
+  wanted = names or makers
+  with on(sizes):
+    made = [make() for name, make in makers.items() if name in wanted]
+  key = run.config.to_json_best_effort()
+  return [
+    dataclasses.replace(x, mesh=sizes, key=f'{x.name} {key}') for x in made
+  ]
 
 
 def state(run: Run, stage: Stage) -> tuple[Any, Any]:
@@ -170,99 +132,111 @@ def state(run: Run, stage: Stage) -> tuple[Any, Any]:
 
 def _stage(run: Run, stage: Stage) -> Program:
   """The optimizer step of a stage."""
-  base, c = run.base, run.config
-  shape = latents(run, stage)
-  prior = 'prior' in batch(run, stage)
-  arguments = (
-    *state(run, stage),
-    batch(run, stage),
-    run.context,
-    jax.eval_shape(lambda: jax.random.key(0)),
+  shares = mesh_lib.size(*mesh_lib.ROWS)
+  if stage.batch % (shares * stage.accumulate):
+    raise DcjaxError(
+      f'config.{stage.name}.batch is {stage.batch} in {stage.accumulate} '
+      f'microbatches; expected a multiple of {shares * stage.accumulate}, for '
+      f'the {shares} shares that config.mesh.data and fsdp make of it'
+    )
+  program = _step(run, stage)
+  if shares == 1:
+    return program
+  own = dataclasses.replace(stage, batch=stage.batch // shares)
+  return dataclasses.replace(program, alone=_step(run, own))
+
+
+def _step(run: Run, stage: Stage) -> Program:
+  rules = run.rules
+  held, frozen = state(run, stage)
+  batch = run.batch(stage)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  # Each microbatch has a loss, and one of prior preservation beside it.
+  losses = stage.accumulate * (2 if 'prior' in batch else 1)
+  estimates = 1 if run.base.dit.self_cond else 0
+  passes = Passes(
+    stage.batch // (mesh_lib.size(*mesh_lib.ROWS) * stage.accumulate),
+    run.tokens(stage),
+    losses * (1 + estimates),
+    losses,
+    losses if run.config.remat in ('attention', 'full') else 0,
   )
-  micro = stage.batch // stage.accumulate
-  kind = 'stills' if stage.data == 'frames' else 'clips'
-  tokens = flops.tokens(base.dit, shape)
+  transformer = {'transformer': run.base.params['transformer']}
   return Program(
     stage.name,
-    f'{stage.accumulate} x {micro * (1 + prior)} {kind} of {tokens} tokens, '
-    f'remat {c.remat}',
+    run.what(stage),
     train.make_step(
-      start.objective(base, c, stage),
+      run.objective(stage),
       optim.make(stage.optimizer, stage.steps),
       stage,
+      rules,
     ),
-    arguments,
-    _loaded(run) - nbytes(base.params['transformer']),
-    flops.step(
-      base.dit,
-      stage,
-      run.params,
-      shape,
-      base.format.text_length,
-      remat=c.remat,
-      prior=prior,
+    (held, frozen, batch, run.context, key),
+    (
+      sharding.specs(held, rules),
+      sharding.specs(frozen, rules),
+      _all(batch, P(mesh_lib.ROWS)),
+      _all(run.context, P()),
+      P(),
     ),
+    _loaded(run) - _held(run, transformer),
+    {},
+    run.work(stage),
     stage.steps,
+    passes=passes,
+    spread=mesh_lib.size(),
+    trains=True,
   )
+
+
+def _all(tree: Any, spec: P) -> Any:
+  return jax.tree.map(lambda _: spec, tree)
 
 
 def _sample(run: Run) -> Program:
   """Sampling of as many videos as are sampled at once."""
-  base, c, f = run.base, run.config, run.base.format
-  shape = base.latent_shape(f.frames, f.height, f.width)
-  videos = SCENES + (c.prior.videos if run.prior else 0)
-  n = min(material.videos_at_once(base, shape), videos)
-  steps, guidance = c.sample.steps or f.steps, c.sample.guidance or f.guidance
-  rows = (2 * n, f.text_length)
-  jitted = jax.jit(
-    lambda variables, noise, text, mask: sampling.generate(
-      variables,
-      noise,
-      text,
-      mask,
-      dit=DiT(base.dit, sampling.working_dtype()),
-      sampler='unipc',
-      steps=steps,
-      shift=float(base.shift),
-      guidance=float(guidance),
-    )
-  )
-  passes = n * steps * (1 if guidance == 1.0 else 2)
-  work = flops.forward(base.dit, shape, f.text_length).times(passes).total
+  found = run.sampling()
+  arguments = found['arguments']
+  params = arguments[0]['params']
+  specs = sharding.specs({'transformer': params}, run.rules)['transformer']
+  transformer = {'transformer': run.base.params['transformer']}
   return Program(
     'sample',
-    f'{n} x {f.frames} frames at once, {steps} steps, guidance {guidance:g}',
-    jitted,
-    (
-      {'params': run.params['transformer']},
-      Shape((n, *shape), jnp.float32),
-      Shape((*rows, base.dit.text_width), jnp.float32),
-      Shape(rows, jnp.bool_),
-    ),
+    found['what'],
+    found['jitted'],
+    arguments,
+    ({'params': specs}, *(_all(x, P()) for x in arguments[1:])),
     # Previews are sampled while a stage keeps its state.
-    _loaded(run) - nbytes(base.params['transformer']) + _kept(run),
-    flops.Step(work, work),
-    -(-videos // n),
+    _loaded(run) - _held(run, transformer) + _kept(run),
+    {},
+    flops.Step(found['work'], found['work']),
+    found['runs'],
+    passes=found['passes'],
+    # What cannot be shared out, every device does.
+    spread=found['shares'] * mesh_lib.size('tensor', 'context'),
   )
 
 
 def _encode_text(run: Run) -> Program:
   base, config = run.base, run.base.text
-  prompts, length = run.context['mask'].shape
+  prompts, length = run.prompts
   encoder = UMT5Encoder(config)
   params = base.params['text_encoder']
+  part = {'text_encoder': params}
   resident = _loaded(run)
   if _encoder_on_disk(base):
     rows = 1
   else:
     rows = max(1, min(prompts, text_features.TOKENS // length))
-    resident -= nbytes(params)
+    resident -= _held(run, part)
   return Program(
     'encode text',
     f'{rows} of {prompts} prompts at once, up to {length} tokens',
     jax.jit(lambda p, ids, mask: encoder.apply({'params': p}, ids, mask)),
     (params, Shape((rows, length), jnp.int32), Shape((rows, length), bool)),
+    (sharding.specs(part, run.rules)['text_encoder'], P(), P()),
     resident,
+    {},
     runs=-(-prompts // rows),
   )
 
@@ -270,7 +244,7 @@ def _encode_text(run: Run) -> Program:
 def _autoencoder(run: Run, method: str) -> Program:
   """Encoding or decoding of a clip, whole or a chunk of it."""
   base, f = run.base, run.base.format
-  vae, params = WanVAE(base.vae), base.params['vae']
+  vae, params = vae_lib.build(base.vae), base.params['vae']
   shape = base.latent_shape(f.frames, f.height, f.width)
   chunked = vae_chunks.is_large(base.vae, f.frames, f.height, f.width)
   frames = base.vae.scale_factor_temporal if chunked else f.frames
@@ -289,24 +263,36 @@ def _autoencoder(run: Run, method: str) -> Program:
     first = Shape((1, 1, *size[2:]), jnp.float32)
     past = jax.eval_shape(one, params, None, first)[1]
   chunks = shape[0] if chunked else 1
+  arguments = (params, past, Shape(size, jnp.float32))
   return Program(
     f'{method} video',
     f'{f.frames} frames of {f.height}x{f.width}'
     + (f' in {chunks} chunks' if chunked else ''),
     jax.jit(one, donate_argnums=1),
-    (params, past, Shape(size, jnp.float32)),
-    _loaded(run) - nbytes(params) + _kept(run),
+    arguments,
+    tuple(_all(x, P()) for x in arguments),
+    _loaded(run) - _held(run, {'vae': params}) + _kept(run),
+    {},
     runs=chunks,
   )
 
 
-def _loaded(run: Run) -> int:
-  """Bytes of the base that are on the device throughout."""
-  base = run.base
+def _held(run: Run, parts: Any) -> int:
+  """Bytes of parameters on one device of the current mesh."""
+  sizes = {axis: mesh_lib.size(axis) for axis in mesh_lib.AXES}
+  specs = spec_leaves(sharding.specs(parts, run.rules))
+  leaves = jax.tree.leaves(parts)
   return sum(
-    nbytes(x)
-    for part, x in base.params.items()
-    if not (part == 'text_encoder' and _encoder_on_disk(base))
+    shard_bytes(x, s, sizes) for x, s in zip(leaves, specs, strict=True)
+  )
+
+
+def _loaded(run: Run) -> int:
+  """Bytes of the base that are on a device throughout."""
+  return sum(
+    _held(run, {part: leaves})
+    for part, leaves in run.base.params.items()
+    if not (part == 'text_encoder' and _encoder_on_disk(run.base))
   )
 
 
@@ -317,5 +303,5 @@ def _encoder_on_disk(base: Base) -> bool:
 
 def _kept(run: Run) -> int:
   """Bytes of the largest train state and of the prompts' features."""
-  states = [nbytes(state(run, stage)[0]) for stage in run.stages]
+  states = [_held(run, state(run, stage)[0]) for stage in run.stages]
   return max(states) + nbytes(run.context)

@@ -1,0 +1,168 @@
+"""Which mesh a job gets on a topology, and why.
+
+Moving samples to devices costs least, so they are shared out first; the frozen
+base is then on every device. Where it does not fit, its kernels are split over
+as few devices as need be ('fsdp'). Tokens are shared out ('context') where
+there are fewer samples than devices, or one does not fit.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dcjax import mesh
+from dcjax.errors import DcjaxError
+from dcjax.planning.topology import Topology
+
+# {program: bytes on a device} of a job on a mesh.
+Peaks = Callable[[ConfigDict, dict[str, int]], Mapping[str, int]]
+ALONE = dict.fromkeys(mesh.AXES, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh for a job.
+
+  Attributes:
+    sizes: {axis: devices}.
+    options: of the job, with which it runs on it: {option: value}.
+    why: in a line; '' for a single device.
+  """
+
+  sizes: dict[str, int]
+  options: dict[str, Any]
+  why: str
+
+
+def of_job(config: ConfigDict, topology: Topology) -> Layout:
+  """The mesh that the job itself asks for.
+
+  Raises:
+    DcjaxError: it is not one of as many devices.
+  """
+  sizes = {axis: config.mesh[axis] for axis in mesh.AXES}
+  known = math.prod(n for n in sizes.values() if n)
+  chips = topology.chips
+  empty = [axis for axis, n in sizes.items() if n == 0]
+  if len(empty) == 1 and known > 0 and chips % known == 0:
+    sizes[empty[0]] = chips // known
+  if min(sizes.values()) < 1 or math.prod(sizes.values()) != chips:
+    raise DcjaxError(
+      f'config.mesh is {sizes}, and {topology.name} has {chips} chips; the '
+      'product of the axes is their number, and at most one axis is 0'
+    )
+  return Layout(sizes, {}, 'as the job says' if chips > 1 else '')
+
+
+def is_asked(config: ConfigDict) -> bool:
+  """Whether a job asks for a mesh that is not the usual one."""
+  return any(config.mesh[a] != (0 if a == 'data' else 1) for a in mesh.AXES)
+
+
+def choose(
+  config: ConfigDict, topology: Topology, heads: int, peaks: Peaks
+) -> Layout:
+  """A mesh of all chips on which a job fits, or the one nearest to it.
+
+  Args:
+    config: of the job.
+    topology: that it is to run on.
+    heads: of the transformer.
+    peaks: the bytes of each program on a device.
+
+  Raises:
+    DcjaxError: the batches are too small for so many chips.
+  """
+  chips, usable = topology.chips, topology.device.usable
+  if chips == 1:
+    return Layout(dict(ALONE), {}, '')
+  tried: list[tuple[int, Layout]] = []
+  reason = ''
+  for context in _divisors(chips):
+    rows = chips // context
+    parts = _microbatches(config, rows)
+    if heads % context or parts is None:
+      continue
+    if context > 1 and not reason:
+      reason = f'batches of {_batches(config)} are too few for {chips} chips'
+    for fsdp in _divisors(rows):
+      sizes = ALONE | {'data': rows // fsdp, 'fsdp': fsdp, 'context': context}
+      options = parts | {
+        f'mesh.{a}': n for a, n in sizes.items() if n > 1 or a == 'data'
+      }
+      found = peaks(with_options(config, options), sizes)
+      name, most = max(found.items(), key=lambda x: x[1])
+      tried.append((most, Layout(sizes, options, _why(tried, sizes, reason))))
+      if most <= usable:
+        return tried[-1][1]
+      reason_now = f'{name} takes {most / 1e9:.1f} GB with less'
+      tried[-1] = (most, dataclasses.replace(tried[-1][1], why=reason_now))
+    reason = reason or f'one sample does not fit: {tried[-1][1].why}'
+  if not tried:
+    raise DcjaxError(
+      f'batches of {_batches(config)} cannot be shared out among the {chips} '
+      f'chips of {topology.name}; use a multiple of '
+      f'{chips // _largest(heads, chips)} samples a batch, or fewer chips'
+    )
+  most, layout = min(tried, key=lambda x: x[0])
+  why = f'the nearest: it takes {most / 1e9:.1f} GB of {usable / 1e9:.1f}'
+  return dataclasses.replace(layout, why=why)
+
+
+def _why(tried: list, sizes: dict[str, int], reason: str) -> str:
+  fsdp, context = sizes['fsdp'], sizes['context']
+  base = 'every chip holds the whole base'
+  if fsdp > 1:
+    base = f'kernels are split over fsdp={fsdp}, as {tried[-1][1].why}'
+  if context == 1:
+    return base
+  return f'{base}; tokens are split over context={context}, as {reason}'
+
+
+def _divisors(n: int) -> list[int]:
+  return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def _largest(heads: int, chips: int) -> int:
+  return max(k for k in _divisors(chips) if heads % k == 0)
+
+
+def _stages(config: ConfigDict) -> list[str]:
+  """Keys of the parts of a config that are stages of training."""
+  return [
+    key
+    for key, part in config.items()
+    if isinstance(part, ConfigDict) and 'batch' in part and 'steps' in part
+  ]
+
+
+def _batches(config: ConfigDict) -> str:
+  sizes = sorted({config[name].batch for name in _stages(config)})
+  return ' and '.join(str(n) for n in sizes)
+
+
+def _microbatches(config: ConfigDict, rows: int) -> dict[str, Any] | None:
+  """Options that leave a device no more samples at once than the job's own.
+
+  None if the batches cannot be shared out over so many rows.
+  """
+  options = {}
+  for name in _stages(config):
+    stage = config[name]
+    if stage.batch % rows:
+      return None
+    own, micro = stage.batch // rows, stage.batch // stage.accumulate
+    parts = next(n for n in _divisors(own) if own // n <= micro)
+    if parts != stage.accumulate:
+      options[f'{name}.accumulate'] = parts
+  return options
+
+
+def with_options(config: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
+  """A copy of a config with some options changed."""
+  copy = config.copy_and_resolve_references()
+  copy.update_from_flattened_dict(dict(options))
+  return copy

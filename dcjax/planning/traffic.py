@@ -1,0 +1,116 @@
+"""What devices have to say to each other, by arithmetic.
+
+For programs that cannot be compiled here, and to hold compiled ones against.
+Per run of a program, for s samples of n tokens on a device at once, width d,
+and activations in bfloat16:
+
+  data      every leaf that is trained, and that every device has: its gradient
+            is summed over the devices of all axes, once
+  fsdp      every kernel is gathered in each pass, forward and backward; the
+            gradient of one that is trained is summed and shared out in each
+  context   an attention exchanges q, k, v and its result: 4 s n / c d
+  tensor    attention and MLP each sum s n d, forward and backward
+"""
+
+import math
+from typing import Any
+
+from dcjax.planning.collectives import Collective
+from dcjax.planning.program import Program, names, shard_bytes
+
+_HALF = {'bfloat16': 'bf16', 'float32': 'f32', 'float16': 'f16'}
+
+
+def expected(program: Program, width: int, layers: int) -> list[Collective]:
+  """The collectives of a run of a program.
+
+  Args:
+    program: on a mesh; one without `passes` is taken to need none.
+    width: d.
+    layers: of the transformer.
+  """
+  sizes = {axis: n for axis, n in program.mesh.items() if n > 1}
+  if not sizes or program.passes is None:
+    return []
+  found = [*_kernels(program)]
+  if program.trains:
+    found += _gradients(program, tuple(sizes))
+  found += _activations(program, width, layers)
+  return found
+
+
+def _trained(name: str) -> bool:
+  """Whether an argument of a step is a parameter that it trains."""
+  return name.startswith('0/trainable')
+
+
+def _gradients(program: Program, axes: tuple[str, ...]) -> list[Collective]:
+  """Of leaves that all devices have, as one sum."""
+  copied = [
+    math.prod(x.shape) * 4
+    for name, x, spec in program.leaves
+    if _trained(name) and not any(spec)
+  ]
+  total = sum(copied)
+  if not total:
+    return []
+  group = math.prod(program.mesh[a] for a in axes)
+  return [
+    Collective('all-reduce', 'f32', (total // 4,), total, group, axes, 1, False)
+  ]
+
+
+def _kernels(program: Program) -> list[Collective]:
+  """Gathered in each pass; gradients of trained ones shared out."""
+  passes, group = program.passes, program.mesh['fsdp']
+  if group == 1:
+    return []
+  found = []
+  for name, x, spec in program.leaves:
+    moments = name.startswith('0/') and not _trained(name)
+    if 'fsdp' not in _axes(spec) or moments:
+      continue
+    whole = shard_bytes(x, spec, program.mesh) * group
+    dtype = _HALF.get(str(x.dtype), str(x.dtype))
+
+    def one(kind, count, x=x, whole=whole, dtype=dtype):
+      axes = ('fsdp',)
+      return Collective(kind, dtype, x.shape, whole, group, axes, count, True)
+
+    found.append(one('all-gather', passes.forward + passes.backward))
+    if _trained(name):
+      found.append(one('reduce-scatter', passes.backward))
+  return found
+
+
+def _axes(spec: Any) -> set[str]:
+  return {a for entry in spec if entry for a in names(entry)}
+
+
+def _activations(program: Program, width: int, layers: int) -> list[Collective]:
+  """What attention exchanges and what split products sum."""
+  passes, found = program.passes, []
+  context, tensor = program.mesh['context'], program.mesh['tensor']
+  tokens = -(-passes.tokens // context)
+  shape = (passes.samples, tokens, width)
+  size = math.prod(shape) * 2
+  if context > 1:
+    found.append(
+      Collective(
+        'all-to-all',
+        'bf16',
+        shape,
+        size // tensor,
+        context,
+        ('context',),
+        4 * layers * passes.reads,
+        False,
+      )
+    )
+  if tensor > 1:
+    count = 2 * layers * passes.reads
+    axes = ('tensor',)
+    found.append(
+      Collective('all-reduce', 'bf16', shape, size, tensor, axes, count, False)
+    )
+  return found
