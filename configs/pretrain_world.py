@@ -16,6 +16,7 @@ Muon reached 21 dB where AdamW, on the same autoencoder and clips, had 16.
 
 from ml_collections import ConfigDict
 
+from dcjax import recipes
 from dcjax.errors import DcjaxError
 
 
@@ -26,6 +27,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.seed = 0
   # A base folder to go on from, instead of a fresh start.
   c.init = ''
+  c.mesh = recipes.mesh()
   c.dtype = 'bfloat16'  # of activations
   c.remat = 'none'
   c.save_dtype = 'float32'  # of the saved weights

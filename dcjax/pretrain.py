@@ -12,16 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import machine, pretrain_objective, sharding, train
+from dcjax import (
+  machine,
+  pretrain_objective,
+  processes,
+  sharding,
+  start,
+  train,
+)
 from dcjax import stage as stage_lib
 from dcjax.data import tokenizer as tokenizer_lib
 from dcjax.data import world
 from dcjax.errors import DcjaxError
+from dcjax.models import vae as vae_lib
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
-from dcjax.models.vae_config import VAEConfig
-from dcjax.models.wan_vae import WanVAE
 from dcjax.weights import base as base_lib
 from dcjax.weights import networks
 
@@ -81,16 +87,19 @@ def run(config: Any, workdir: str) -> None:
         save_every=config.save_every,
         preview_every=config.preview_every,
         identity=_identity(config, stages[: place + 1]),
+        rules=start.rules(config),
       ),
       context=bank if stage.objective == 'world' else None,
       preview=lambda step, now: _keep(base, now, config, workdir),
     )
     base = dataclasses.replace(base, params=params)
     if stage.objective == 'autoencoder' and not config.init:
-      base = dataclasses.replace(base, vae=_with_statistics(base))
+      measured = with_statistics(base.vae, sharding.fetch(params['vae']))
+      base = dataclasses.replace(base, vae=measured)
     hours += (time.monotonic() - began) / 3600.0
     _keep(base, base.params, config, workdir)
-  _record(config, workdir, hours)
+  if processes.is_main():
+    _record(config, workdir, hours)
 
 
 def _identity(config: Any, stages: list[stage_lib.Stage]) -> dict[str, Any]:
@@ -117,11 +126,7 @@ def _start(config: Any) -> base_lib.Base:
   if config.init:
     return base_lib.load_base(config.init)
   dit = DiTConfig(**config.dit.to_dict())
-  vae = VAEConfig(
-    **config.vae.to_dict(),
-    latents_mean=(0.0,) * config.vae.z_dim,
-    latents_std=(1.0,) * config.vae.z_dim,
-  )
+  vae = vae_lib.config_of(config.vae.to_dict())
   tokenizer = tokenizer_lib.build_word_tokenizer(
     world.VOCABULARY, length=config.format.text_length
   )
@@ -142,7 +147,7 @@ def _start(config: Any) -> base_lib.Base:
 
 def _objective(base, stage, config):
   dtype = jnp.dtype(config.dtype)
-  vae = WanVAE(base.vae, dtype)
+  vae = vae_lib.build(base.vae, dtype)
   if stage.objective == 'autoencoder':
     return pretrain_objective.autoencoder(
       vae, seed=config.seed, kl_weight=config.kl_weight
@@ -177,7 +182,7 @@ def _keep(base, params, config, workdir) -> None:
 def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
   """{frames: (scenes, latents, cover)}, encoded once for all steps."""
   dtype = jnp.dtype(config.dtype)
-  vae = WanVAE(base.vae, dtype)
+  vae = vae_lib.build(base.vae, dtype)
 
   @functools.partial(jax.jit, static_argnums=2)
   def encode(params, indices, frames):
@@ -202,9 +207,11 @@ def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
   return bank
 
 
-def _with_statistics(base: base_lib.Base) -> VAEConfig:
-  """The autoencoder's config with mean and deviation of its latents."""
-  vae = WanVAE(base.vae)
+def with_statistics(
+  config: vae_lib.AnyConfig, params: Any
+) -> vae_lib.AnyConfig:
+  """An autoencoder's config with mean and deviation of its latents."""
+  vae = vae_lib.build(config)
 
   @jax.jit
   def latents(params, keys):
@@ -214,13 +221,13 @@ def _with_statistics(base: base_lib.Base) -> VAEConfig:
 
   z = np.concatenate(
     [
-      np.asarray(latents(base.params['vae'], keys))
+      np.asarray(latents(params, keys))
       for keys in jax.random.split(jax.random.key(1), MEASURED)
     ]
   )
   axes = (0, 1, 2, 3)
   return dataclasses.replace(
-    base.vae,
+    config,
     latents_mean=tuple(round(float(x), 4) for x in z.mean(axes)),
     latents_std=tuple(round(float(x), 4) for x in z.std(axes)),
   )

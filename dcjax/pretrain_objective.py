@@ -14,14 +14,15 @@ from dcjax import mesh
 from dcjax.data import captions, coverage, prompts, world
 from dcjax.models.dit import DiT
 from dcjax.models.text import UMT5Encoder
-from dcjax.models.wan_vae import WanVAE, normalize
+from dcjax.models.vae import AnyVAE
+from dcjax.models.wan_vae import normalize
 from dcjax.objective import Objective, flow_loss, personalize, split_keys
 from dcjax.stage import Stage
 
 
 def flow(
   dit: DiT,
-  vae: WanVAE,
+  vae: AnyVAE,
   text: UMT5Encoder,
   word_ids: Mapping[str, int],
   stage: Stage,
@@ -139,7 +140,7 @@ def scene_keys(key: jax.Array, frames: int, indices: jax.Array) -> jax.Array:
 
 
 def encode_scenes(
-  vae: WanVAE, params: Any, keys: jax.Array, frames: int
+  vae: AnyVAE, params: Any, keys: jax.Array, frames: int
 ) -> tuple[world.Scene, jax.Array, jax.Array]:
   """Draws and encodes scenes.
 
@@ -180,8 +181,17 @@ def _estrange(key, tokens, mask, strangers, prompt_drop):
   return tokens, jnp.where(dropped, empty, mask)
 
 
-def autoencoder(vae: WanVAE, *, seed: int, kl_weight: float) -> Objective:
-  """L1 + L2 + KL on scenes of the world and on free textures, half and half."""
+def autoencoder(vae: AnyVAE, *, seed: int, kl_weight: float) -> Objective:
+  """L1 + L2 + KL on scenes of the world and on free textures, half and half.
+
+  A batch is {frames: sample indices [b]}. What is held out is reconstructed
+  from the mean, and its PSNR given in dB.
+
+  Args:
+    vae: the autoencoder.
+    seed: of the scenes.
+    kl_weight: of the KL divergence from the unit Gaussian, a number of latents.
+  """
 
   def videos(indices, frames):
     def one(index):
@@ -210,9 +220,25 @@ def autoencoder(vae: WanVAE, *, seed: int, kl_weight: float) -> Objective:
       l2 = jnp.square(x - y).mean()
       kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
       part = jnp.abs(x - y).mean() + l2 + kl_weight * kl
-      aux[f'psnr/{frames}_frames'] = -10.0 * jnp.log10(l2 / 4.0)
+      aux[f'psnr/{frames}_frames'] = _psnr(l2)
       aux[f'kl/{frames}_frames'] = kl
       total, weight = total + x.size * part, weight + x.size
     return total / weight, aux
 
+  def evaluate(params, batch, context, key):
+    del context, key
+    values = {}
+    for frames, indices in sorted(batch.items()):
+      x = videos(indices, int(frames))
+      y = jnp.clip(vae.apply({'params': params['vae']}, x), -1.0, 1.0)
+      square = jnp.square(x - y).mean(axis=(1, 2, 3, 4))
+      values[f'held_out/psnr/{frames}_frames'] = _psnr(square).mean()
+    return values
+
+  loss.evaluate, loss.videos = evaluate, videos
   return loss
+
+
+def _psnr(square: jax.Array) -> jax.Array:
+  """Of a mean squared error of values in [-1, 1]."""
+  return -10.0 * jnp.log10(square / 4.0)

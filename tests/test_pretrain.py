@@ -170,7 +170,7 @@ def test_a_finished_run_is_not_trained_again(run, base, monkeypatch):
     raise AssertionError('a finished stage made a step')
 
   monkeypatch.setattr(train, 'make_step', never)
-  monkeypatch.setattr(pretrain, '_with_statistics', lambda _: base.vae)
+  monkeypatch.setattr(pretrain, 'with_statistics', lambda *_: base.vae)
   pretrain.run(tiny_config(), str(run[0]))
   assert load_base(run[0] / 'base').fingerprint == base.fingerprint
 

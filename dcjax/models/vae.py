@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,34 @@ def build(
   """The autoencoder of a config; `dtype` and `remat` are its attributes."""
   kind = Autoencoder if isinstance(config, AutoencoderConfig) else WanVAE
   return kind(config, dtype, remat)
+
+
+def config_of(options: Mapping[str, Any]) -> AnyConfig:
+  """A config for training from nothing, its latents not normalised yet.
+
+  Args:
+    options: fields of `VAEConfig`, or with `kind` 'causal' those of
+      `AutoencoderConfig`.
+
+  Raises:
+    DcjaxError: an option is unknown or impossible.
+  """
+  options = dict(options)
+  kind = options.pop('kind', 'wan')
+  if kind not in ('wan', 'causal'):
+    raise DcjaxError(f'config.vae.kind is {kind!r}; use wan or causal')
+  cls = VAEConfig if kind == 'wan' else AutoencoderConfig
+  fields = [field.name for field in dataclasses.fields(cls)]
+  unknown = sorted(set(options) - set(fields))
+  if unknown:
+    raise DcjaxError(
+      f'config.vae.{unknown[0]} is not an option; use one of '
+      f'{", ".join(fields)}'
+    )
+  z = options.get('z_dim', cls.z_dim)
+  return cls(
+    **{'latents_mean': (0.0,) * z, 'latents_std': (1.0,) * z, **options}
+  )
 
 
 def config_from_json(raw: Any) -> AnyConfig:

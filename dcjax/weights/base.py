@@ -22,8 +22,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dcjax import sharding
 from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
 from dcjax.models import vae as vae_lib
@@ -223,9 +223,8 @@ def load_part(
     DcjaxError: as `load_base`.
   """
   folder = _find(name)
-  raw = folder_lib.config(folder, part)
   read = {'vae': vae_lib.config_from_json, 'text_encoder': TextConfig.from_json}
-  config = read[part](raw)
+  config = read[part](folder_lib.config(folder, part))
   return config, _part(folder, part, config, dtype or _working_dtype(), None)
 
 
@@ -303,36 +302,49 @@ def save_base(
     folder: created; existing files of the same names are replaced.
     dtype: of the stored weights.
   """
-  from safetensors.numpy import save_file
-
   folder = Path(folder)
-  weights = {
-    'transformer': 'diffusion_pytorch_model.safetensors',
-    'vae': 'diffusion_pytorch_model.safetensors',
-    'text_encoder': 'model.safetensors',
-  }
-  configs = {
-    'transformer': base.dit.to_json(),
-    'vae': base.vae.to_json(),
-    'text_encoder': base.text.to_json(),
-  }
-  for part, table in networks.tables(base.dit, base.vae, base.text).items():
-    folder_lib.write_json(folder / part / 'config.json', configs[part])
-    params = jax.tree.map(lambda x: np.asarray(x, dtype), base.part(part))
-    tensors = names.write_tensors(table, params)
-    save_file(tensors, folder / part / weights[part], {'format': 'pt'})
+  configs = dict(zip(PARTS, (base.dit, base.vae, base.text), strict=True))
+  for part, config in configs.items():
+    save_part(folder, part, config, base.part(part), dtype=dtype)
   base.tokenizer.save_pretrained(folder / 'tokenizer')
   folder_lib.write_json(
     folder / 'scheduler' / 'scheduler_config.json',
     folder_lib.scheduler(base.shift),
   )
   index = folder_lib.model_index(
-    configs['transformer']['_class_name'],
+    base.dit.to_json()['_class_name'],
     base.text.architecture,
-    configs['vae']['_class_name'],
+    base.vae.to_json()['_class_name'],
   )
   folder_lib.write_json(folder / 'model_index.json', index)
   folder_lib.write_json(
     folder / 'dcjax.json',
     {'name': base.name, 'format': dataclasses.asdict(base.format)},
   )
+
+
+def save_part(
+  folder: str | os.PathLike,
+  part: str,
+  config: networks.PartConfig,
+  params: dict[str, Any],
+  *,
+  dtype: Any = jnp.bfloat16,
+) -> None:
+  """Writes one network, as `load_part` reads it.
+
+  Args:
+    folder: of the base; existing files of the same names are replaced.
+    part: one of `PARTS`.
+    config: of the network.
+    params: of the network.
+    dtype: of the stored weights.
+  """
+  from safetensors.numpy import save_file
+
+  folder = Path(folder) / part
+  folder_lib.write_json(folder / 'config.json', config.to_json())
+  params = jax.tree.map(lambda x: sharding.fetch(x).astype(dtype), params)
+  tensors = names.write_tensors(networks.table(config), params)
+  of = 'model' if part == 'text_encoder' else 'diffusion_pytorch_model'
+  save_file(tensors, folder / f'{of}.safetensors', {'format': 'pt'})
