@@ -15,8 +15,9 @@ when; training.json beside them has the configs.
 
 Variants: `lora` leaves the base's weights as they are and learns a LoRA beside
 what is added; `wan_1_3b` and `wan_14b` fine-tune all weights of Wan as the
-paper does (Sec. 4: 30,000 steps of 32 clips; for many accelerators); `tiny`
-runs two steps.
+paper does (Sec. 4: 30,000 steps of 32 clips; for many accelerators), and
+`snap_dit_11b` all of the base of Set-and-Sequence, of which --config.base gives
+the folder; `tiny` runs two steps.
 """
 
 from ml_collections import ConfigDict
@@ -25,11 +26,11 @@ from dcjax import recipes
 from dcjax.alchemint import recipe
 from dcjax.errors import DcjaxError
 
-VARIANTS = ('tiny', 'lora', *recipes.WAN)
+VARIANTS = ('tiny', 'lora', *recipes.WAN, recipes.SNAP)
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  if variant in recipes.WAN:
+  if variant in (*recipes.WAN, recipes.SNAP):
     return recipe.alchemint(variant)
   c = recipe.alchemint('world')
   if variant == 'tiny':

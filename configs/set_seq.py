@@ -12,7 +12,8 @@ shows it in new scenes. Every value of `dcjax/recipes.py` is an option, for
 example --config.sequence.steps=400.
 
 Variants, separated by commas: `wan_1_3b` and `wan_14b` teach Wan 2.1, with the
-numbers of the paper, at `480p` (if nothing is said) or `720p`; `tiny` runs a
+numbers of the paper, at `480p` (if nothing is said) or `720p`; `snap_dit_11b`
+is the paper's own base, of which --config.base gives the folder; `tiny` runs a
 few steps of everything.
 
   python -m dcjax.main --config=configs/set_seq.py:wan_1_3b,720p \
@@ -40,7 +41,7 @@ from ml_collections import ConfigDict
 from dcjax import recipes
 from dcjax.errors import DcjaxError
 
-VARIANTS = ('tiny', *recipes.WAN, *recipes.RESOLUTIONS)
+VARIANTS = ('tiny', recipes.SNAP, *recipes.WAN, *recipes.RESOLUTIONS)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -52,12 +53,16 @@ def get_config(variant: str = '') -> ConfigDict:
       'or none'
     )
   wan = [x for x in chosen if x in recipes.WAN]
+  snap = recipes.SNAP in chosen
   sizes = [x for x in chosen if x in recipes.RESOLUTIONS]
-  if len(wan) > 1 or len(sizes) > len(wan):
+  if len(wan) + snap > 1 or len(sizes) > len(wan):
     raise DcjaxError(
       f'set_seq.py:{variant} does not go together; use one of '
-      f'{", ".join(recipes.WAN)}, and with it one of '
+      f'{", ".join((recipes.SNAP, *recipes.WAN))}, and with a Wan one of '
       f'{", ".join(recipes.RESOLUTIONS)}'
     )
-  c = recipes.wan(*wan, *sizes) if wan else recipes.personalize('world')
+  if snap:
+    c = recipes.snap()
+  else:
+    c = recipes.wan(*wan, *sizes) if wan else recipes.personalize('world')
   return recipes.shrink(c) if 'tiny' in chosen else c

@@ -154,6 +154,28 @@ def wan(name: str, resolution: str = '480p') -> ConfigDict:
   return c
 
 
+# The base of Set-and-Sequence (its Table 4): no weights of it are public, but
+# `configs/pretrain.py` can train one.
+SNAP = 'snap_dit_11b'
+
+
+def snap() -> ConfigDict:
+  """Set-and-Sequence on its own base, 121 frames of 576x1024 (Tables 4 and 6).
+
+  The shift of the sampler is AlcheMinT's, the number of its steps ours: neither
+  is said. `base` is to become the folder of a trained one.
+  """
+  c = personalize('paper')
+  c.name, c.base = f'set_seq_{SNAP}', SNAP
+  c.data.fps, c.shift = 24.0, 5.66
+  c.base_dtype, c.remat = 'bfloat16', 'full'
+  c.sample.update(dict(steps=50, guidance=8.0))
+  # Eight stills at once are as many tokens as one clip.
+  c.sequence.accumulate = 8
+  c.eval_every, c.preview_every = 100, 300
+  return c
+
+
 def shrink(c: ConfigDict) -> ConfigDict:
   """A few steps of everything, to try a setting or test a machine."""
   c['set'].steps = c.sequence.steps = 3

@@ -19,7 +19,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
 
   Args:
     base: 'world', tuned for two cores: self-attention and what is added; or a
-      key of `recipes.WAN`, the paper's full fine-tuning.
+      key of `recipes.WAN` or `recipes.SNAP`, the paper's full fine-tuning.
   """
   c = ConfigDict()
   c.task = 'alchemint'
@@ -110,8 +110,11 @@ def alchemint(base: str = 'world') -> ConfigDict:
 def _as_the_paper(c: ConfigDict, base: str) -> None:
   """All weights; the base's at less than a third of the rate."""
   c.name = f'alchemint_{base}'
-  height, width, c.shift = recipes.RESOLUTIONS['480p']
-  c.format.update(dict(frames=81, height=height, width=width))
+  if base == recipes.SNAP:
+    c.shift = 5.66  # of AlcheMinT's sampler; the format is the base's
+  else:
+    height, width, c.shift = recipes.RESOLUTIONS['480p']
+    c.format.update(dict(frames=81, height=height, width=width))
   c.remat = 'full'
   c.data.update(dict(views=1, window='random', event_tokens=128, emphasis=0.0))
   c.subjects.update(dict(train=WITH['all'], steps=30_000, batch=32, ema=0.0))
