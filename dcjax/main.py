@@ -53,7 +53,16 @@ TASKS = {
   'study': 'dcjax.evals.study',
 }
 # Those whose loop asks at each step whether it is to save and go.
-TRAINING = ('alchemint', 'lora', 'personalize', 'pretrain')
+TRAINING = (
+  'alchemint',
+  'lora',
+  'personalize',
+  'pretrain',
+  'pretrain_autoencoder',
+  'pretrain_clips',
+)
+# Those that several processes do as one.
+TOGETHER = (*TRAINING, 'sample')
 
 
 def main(argv: list[str]) -> None:
@@ -70,17 +79,21 @@ def main(argv: list[str]) -> None:
     )
   workdir = WORKDIR.value or f'runs/{config.name}'
   _check_workdir(Path(workdir).absolute())
-  processes.initialize(
-    COORDINATOR.value,
-    PROCESS_COUNT.value,
-    PROCESS_INDEX.value,
-    preemption=task in TRAINING,
-  )
+  if task not in TOGETHER and processes.find(*_group()):
+    raise DcjaxError(
+      f'config.task {task!r} runs in one process; several can '
+      f'{", ".join(TOGETHER)}'
+    )
+  processes.initialize(*_group(), preemption=task in TRAINING)
   from dcjax import mesh
 
   task = importlib.import_module(TASKS[task])
   with mesh.use(mesh.of_config(config)), _one_voice():
     task.run(config, str(processes.own(workdir)))
+
+
+def _group() -> tuple[str | None, int | None, int | None]:
+  return COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value
 
 
 def _one_voice() -> contextlib.AbstractContextManager:

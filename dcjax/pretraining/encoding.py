@@ -139,11 +139,12 @@ def encode(
     DcjaxError: the disk refuses.
   """
   index, count = process
+  # Shared out before it is known what is there: others are at work meanwhile.
   todo = [
     (split, chunk, numbers)
-    for split, chunk, numbers in chunks(len(clips), how)
+    for split, chunk, numbers in chunks(len(clips), how)[index::count]
     if not latent_records.chunk_folder(folder, split, chunk).exists()
-  ][index::count]
+  ]
   if not todo and (Path(folder) / 'null.safetensors').exists():
     return
   encoder = _Encoder(base, how)

@@ -146,6 +146,7 @@ def encoded(
   data = config.data.to_dict()
   how = encoding.plan(base, data, lengths or [base.format.frames])
   clips = encoding.source(data, max(x.frames for x in how.buckets), config.seed)
+  encoding.chunks(len(clips), how)  # or there are too few of them
   latent_records.claim(folder, encoding.identity(base, data, how))
   process = (jax.process_index(), jax.process_count())
   encoding.encode(base, clips, folder, how, process=process)
