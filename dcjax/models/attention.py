@@ -20,6 +20,7 @@ import math
 
 from einops import rearrange
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -92,7 +93,11 @@ def _attend_on_mesh(q, k, v, mask, reach, cross):
       return _attend_here(q, k, v, mask, reach)
     places = None if parts == 1 else _places(n + pad, shards, parts)
     q, k, v = _to_heads(q, parts), *(_to_heads_whole(x, parts) for x in (k, v))
-    return _to_tokens(_attend_here(q, k, v, mask, reach, places), parts)
+    # Named on both sides of an exchange, so that none is done again for what
+    # the backward pass reads.
+    q, k, v = (checkpoint_name(x, 'product') for x in (q, k, v))
+    out = _attend_here(q, k, v, mask, reach, places)
+    return checkpoint_name(_to_tokens(out, parts), attention_xla.NAME)
 
   rows = mesh_lib.rows(len(q))
   # An axis of one device is named too: gradients are summed over the others.

@@ -21,14 +21,14 @@ from dcjax.models.attention_xla import NAME
 # Lengths are padded to a multiple of it: the lanes of a vector register.
 LANES = 128
 # Queries and keys of a block, in the order of preference. A larger block loads
-# keys less often: with b queries in it, all keys are read n / b times. 1024 x
-# 1024 is the largest whose backward kernels compile within the 16 MiB of VMEM
-# that a kernel gets by default, on v5e, v5p and v6e.
-BLOCKS = (1024, 512, 256, 128)
+# keys less often: with b queries in it, all keys are read n / b times. With
+# 1024 x 1024 forward and backward kernels compile within the 16 MiB of VMEM
+# that a kernel gets by default, on v5e, v5p and v6e; with 2048 x 2048 not.
+BLOCKS = (1024, 768, 640, 512, 384, 256, 128)
 # Most that a length may grow when it is padded to whole blocks.
 GROWTH = 1 / 16
-# Keys of a block that are multiplied at once.
-COMPUTE = 512
+# Most keys of a block that are multiplied at once.
+COMPUTE = 640
 
 
 def attend(
@@ -108,15 +108,16 @@ def _kernel(
     mask = Mask(reach, rows, length)
   else:
     mask = Everything(len(rows), length)
+  compute = block_k if block_k <= COMPUTE else block_k // 2
   kernel = splash.make_splash_mha(
     splash.MultiHeadMask([mask] * heads),
     block_sizes=splash.BlockSizes(
       block_q=block_q,
       block_kv=block_k,
-      block_kv_compute=min(block_k, COMPUTE),
+      block_kv_compute=compute,
       block_q_dkv=block_q,
       block_kv_dkv=block_k,
-      block_kv_dkv_compute=min(block_k, COMPUTE),
+      block_kv_dkv_compute=compute,
       # The fused backward kernel would write dq once for each block of keys.
       use_fused_bwd_kernel=False,
       block_q_dq=block_q,

@@ -77,7 +77,7 @@ def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     mesh: {axis: size}, in the order of the devices.
   """
   computations = dict(_computations(text))
-  times = _times(computations)
+  times, fused = _times(computations), _fused(computations)
   found: dict[str, Collective] = {}
   for name, lines in computations.items():
     for place, line in enumerate(lines):
@@ -88,9 +88,10 @@ def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
       if one.group < 2:
         continue
       started = match['end'] == '-start' or name in _started(computations)
-      # Pieces of one operation have its channel; what has none is its own.
+      # Pieces of one operation have its channel and are each in a fusion. Any
+      # other is its own: those of a `shard_map` all have channel 1.
       channel = re.search(r'channel_id=(\d+)', line)
-      key = channel[1] if channel else f'{name} {place}'
+      key = channel[1] if channel and name in fused else f'{name} {place}'
       before = found.get(key)
       if before:
         one = one if one.count > before.count else before
@@ -180,6 +181,16 @@ def _turns(line: str, computations: Mapping[str, Sequence[str]]) -> int:
       if operand in constants:
         return int(constants[operand])
   return 1
+
+
+def _fused(computations: Mapping[str, Sequence[str]]) -> set[str]:
+  """Computations of fusions."""
+  return {
+    name
+    for lines in computations.values()
+    for line in lines
+    for name in re.findall(r' calls=%?([\w.\-]+)', line)
+  }
 
 
 def _started(computations: Mapping[str, Sequence[str]]) -> set[str]:
