@@ -93,6 +93,31 @@ def test_features(raw, layers, lengths):
   assert _error(ours, _peer_features(peer, ids, mask)) < 1e-5
 
 
+@pytest.mark.parametrize('mlp', ['relu', 'gated-gelu'])
+def test_t5_shares_one_position_bias(mlp, tmp_path):
+  """T5 1.0 and 1.1, features and both directions of the files."""
+  torch.manual_seed(0)
+  config = transformers.T5Config(**WIDE, num_layers=2, feed_forward_proj=mlp)
+  peer = transformers.T5EncoderModel(config).eval()
+  with torch.no_grad():
+    for name, x in peer.named_parameters():
+      x.normal_(mean='norm' in name, std=2.0 if 'bias' in name else 0.3)
+  config = TextConfig.from_json(peer.config.to_dict())
+  assert config.shares_bias and config.gated == (mlp == 'gated-gelu')
+  params = _ours(config, {k: x.numpy() for k, x in peer.state_dict().items()})
+  ids, mask = _inputs((40, 9), WIDE['vocab_size'])
+  wanted = _peer_features(peer, ids, mask)
+  assert _error(_features(config, params, ids, mask), wanted) < 1e-5
+  assert params['position_bias'].shape == (32, WIDE['num_heads'])
+  tensors = names.write_tensors(names.text_table(config), params)
+  safetensors_numpy.save_file(
+    tensors, tmp_path / 'model.safetensors', metadata={'format': 'pt'}
+  )
+  (tmp_path / 'config.json').write_text(json.dumps(config.to_json()))
+  again = transformers.T5EncoderModel.from_pretrained(tmp_path).eval()
+  np.testing.assert_array_equal(_peer_features(again, ids, mask), wanted)
+
+
 def test_weights_stored_in_bfloat16(tmp_path):
   peer = _peer(EVEN, 2).to(torch.bfloat16)
   peer.save_pretrained(tmp_path)
