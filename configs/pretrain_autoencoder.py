@@ -50,11 +50,11 @@ def get_config(variant: str = '') -> ConfigDict:
       objective='autoencoder',
       data='world',
       train='^vae/',
-      steps=600,
+      steps=300,
       accumulate=1,
       ema=0.99,
       # A still is the first frame of a clip: clips teach it too.
-      mix=((9, 8),),
+      mix=((5, 4),),
       optimizer=dict(
         kind='muon',
         lr=4e-3,

@@ -14,7 +14,15 @@ import pytest
 import tiny
 from tiny import quick_compile  # noqa: F401
 
-from dcjax import latents, objective, pretrain, pretrain_objective, train
+from dcjax import (
+  latents,
+  mesh,
+  objective,
+  pretrain,
+  pretrain_objective,
+  train,
+  tree,
+)
 from dcjax.data import latent_records, subjects
 from dcjax.data.buckets import Bucket, Grid
 from dcjax.data.latent_records import Encoded
@@ -66,7 +74,7 @@ def small(data, parts):
   c.data.update(dict(windows=0, held_out=2, chunk=2))
   c.dit.update(dict(channels=4, text_width=16))
   c.stages = ('frames_17',)
-  c.frames_17.mix = ((1, 2), (5, 2))
+  c.frames_17.mix = ((1, 4), (5, 4))
   c.eval_every = 2
   return c
 
@@ -157,6 +165,22 @@ def test_a_killed_run_ends_in_the_same_bits(run, tmp_path):
   assert tiny.equal(made, wanted)
 
 
+@pytest.mark.slow
+def test_on_a_mesh_the_base_is_the_same(run, tmp_path):
+  """Parameters split four ways, batches two; the latents are there already."""
+  c, workdir = run[0].copy_and_resolve_references(), run[1]
+  c.data.latents = str(workdir / 'latents')
+  c.eval_every = 0
+  with mesh.use(mesh.make({'data': 2, 'fsdp': 2}, jax.devices()[:4])):
+    pretraining.run(c, str(tmp_path))
+  found, wanted = (
+    tree.flatten(load_base(x / 'base').params['transformer'])
+    for x in (tmp_path, workdir)
+  )
+  for name, x in wanted.items():
+    np.testing.assert_allclose(found[name], x, atol=2e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
   'change,message',
   [
@@ -167,7 +191,7 @@ def test_a_killed_run_ends_in_the_same_bits(run, tmp_path):
     ({'dit.preset': 'mine'}, "preset is 'mine'; use one of"),
     ({'dit.heads': 3}, 'do not share out over 3 heads'),
     ({'remat': 'some'}, "remat is 'some'"),
-    ({'frames_17.accumulate': 4}, 'divisor of every number of samples'),
+    ({'frames_17.accumulate': 8}, 'divisor of every number of samples'),
     ({'frames_17.data': 'world'}, "has data 'world'"),
     ({'frames_17.mix': ((1, 2), (6, 2))}, 'cannot make 6 frames'),
     ({'data.path': '/nowhere'}, 'holds no dataset'),
