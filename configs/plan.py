@@ -36,7 +36,8 @@ def get_config(variant: str = '') -> ConfigDict:
       # auto: chosen and explained, unless the job asks for one; job: its own.
       mesh='auto',
       # compile: ask XLA what training and sampling take; count: count it in
-      # their traces; nothing: compile where that can be done.
+      # their traces; nothing: ask about the largest step of training, if it can
+      # be asked here, and count the rest.
       memory='',
     )
   )

@@ -55,7 +55,8 @@ LEVELS = """
   weights.base
   weights.outline  weights.reference
   planning.program
-  planning.traffic  planning.step_time
+  planning.traffic
+  planning.step_time
   text_features  finetuning.survey
   formats
 
@@ -74,7 +75,7 @@ LEVELS = """
   personalization  export
   finetuning.run  finetuning.inspection
   planning.programs  planning.shapes
-  planning.alchemint
+  planning.alchemint  planning.pretraining
   planning.tasks
   planning.forecast
   planning.run

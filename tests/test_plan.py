@@ -182,7 +182,7 @@ def test_only_needed_changes_are_kept():
     return 100 if config.remat == 'none' else 10
 
   found = advice.find(c, (81, 480, 832), ['set'], peak, 50)
-  assert found.options == {'remat': 'dots'}
+  assert found.options == {'remat': 'products'}
   assert (found.peak, found.fits) == (10, True)
   assert c.remat == 'none', 'the job itself is not changed'
 

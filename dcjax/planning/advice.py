@@ -93,7 +93,7 @@ def _accumulate(config, format, large, sizes) -> Changes:
   return {
     f'{name}.accumulate': _next_divisor(own, config[name].accumulate)
     for name in _stages(config)
-    for own in [config[name].batch // shares]
+    for own in [_samples(config[name]) // shares]
     if name in large and config[name].accumulate < own
   }
 
@@ -116,6 +116,11 @@ def _stages(config) -> list[str]:
   ]
 
 
+def _samples(stage) -> int:
+  """What microbatches must divide: samples of each loss of a step."""
+  return math.gcd(*(n for _, n in stage.get('mix', ()))) or stage.batch
+
+
 def _next_divisor(batch: int, accumulate: int) -> int:
   return next(n for n in range(accumulate + 1, batch + 1) if batch % n == 0)
 
@@ -134,13 +139,15 @@ def _remat(config, format, large, sizes) -> Changes:
 def _dtype(config, format, large, sizes) -> Changes:
   """Half of the base's bytes."""
   del format, large, sizes
-  return {} if config.base_dtype == 'bfloat16' else {'base_dtype': 'bfloat16'}
+  if 'base_dtype' not in config or config.base_dtype == 'bfloat16':
+    return {}
+  return {'base_dtype': 'bfloat16'}
 
 
 def _rank(config, format, large, sizes) -> Changes:
   """A smaller LoRA, its gradients and its optimizer state."""
   del format, large, sizes
-  if not config.lora.rank:
+  if 'lora' not in config or not config.lora.rank:
     return {}
   rank = config.lora.rank // 2
   return {'lora.rank': rank} if rank >= RANK else {}

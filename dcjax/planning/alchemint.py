@@ -30,6 +30,7 @@ from dcjax.weights.base import Base
 def outline(base: Base, config: ConfigDict) -> Run:
   """The shapes of a job of `alchemint.run`."""
   job = run_lib.Training(base, config, '')
+  base = job.base
   references = job.references
   params = params_of(base, lambda loaded: _with_references(loaded, job))
   shape, length = latents(base), base.format.text_length
@@ -79,7 +80,7 @@ def outline(base: Base, config: ConfigDict) -> Run:
       beside=beside,
       timed=timed,
     ),
-    lambda stage: flops.tokens(base.dit, shape) + beside,
+    lambda stage: [(stage.batch, flops.tokens(base.dit, shape) + beside)],
     what,
     lambda: _timed_sampling(base, references, params, m, timed),
     (1 + m + events, length),

@@ -170,14 +170,16 @@ def step(
   passes = 2 if dit.self_cond else 1
   backward = once.linear * (2 if kernels else 1) + 2 * once.attention
   model = passes * (once.total + side) + backward + 2 * side
-  # Of what o, down and the o of cross-attention make, only the sum is read.
+  # Nothing reads again what `down` makes, which leaves the block; nor, where the
+  # stream is kept, what the two `o` make.
   d, n = dit.width, (tokens(dit, latents) + beside) * samples
-  unread = 2.0 * dit.layers * n * (2 * d * d + d * dit.mlp_width)
+  down = 2.0 * dit.layers * n * d * dit.mlp_width
+  outs = 4.0 * dit.layers * n * d * d
   again = {
     'none': 0.0,
     'products': 0.0,
     'dots': once.attention,
-    'attention': once.linear + side - unread,
-    'full': once.total + side,
+    'attention': once.linear + side - down - outs,
+    'full': once.total + side - down,
   }[remat]
   return Step(model, model + again + 0.5 * once.attention)

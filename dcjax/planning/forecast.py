@@ -71,9 +71,10 @@ class Forecaster:
 
   Args:
     topology: from `topology.find`.
-    method: 'compile', 'count', or '': compile the steps of training, and for a
-      slice or machine sampling too, if that can be done here, and count the
-      rest.
+    method: 'compile': steps of training, and sampling; 'count'; or '': if that
+      can be done here, compile what a plan hangs on, and count the rest. That
+      are the steps of training; for chips that are not here, where each takes
+      a minute or two, the one that takes most.
 
   Attributes:
     topology: as given.
@@ -86,19 +87,18 @@ class Forecaster:
         f'config.plan.memory is {method!r}; use compile, count, or nothing for '
         'what can be done here'
       )
-    self.topology, self.note = topology, ''
+    self.topology, self.method, self.note = topology, method, ''
     self._targets, self._peaks = None, {}
-    # XLA takes a minute to compile for one TPU, which a count tells well.
+    # One TPU needs no compiler: a count tells it well.
     alone = topology.device.platform == 'tpu' and topology.chips == 1
     if method == 'compile' or (not method and not alone):
       self._targets, self.note = topology_lib.targets(topology)
 
   def memories(self, programs: Sequence[Program]) -> list[Memory]:
     """What each program takes."""
+    wanted = {id(x) for x in self._wanted(programs)}
     with machine.programs_for(self.topology.device.platform):
-      lowered = [
-        self._lower(x) if self._compiles(x) else None for x in programs
-      ]
+      lowered = [self._lower(x) if id(x) in wanted else None for x in programs]
     # Compilers work beside each other; traces would not.
     with ThreadPoolExecutor(THREADS) as pool:
       found = list(pool.map(self._compile, programs, lowered))
@@ -111,11 +111,17 @@ class Forecaster:
     """What one program takes."""
     return self.memories([program])[0]
 
-  def _compiles(self, program: Program) -> bool:
+  def _wanted(self, programs: Sequence[Program]) -> list[Program]:
+    """Those that are to be compiled."""
+    if self._targets is None:
+      return []
     here = self.topology.device.name in LOCAL
-    return self._targets is not None and (
-      program.trains or (program.work is not None and not here)
-    )
+    steps = [x for x in programs if x.trains]
+    if here or not steps:
+      return steps
+    if self.method == 'compile':
+      return [x for x in programs if x.work is not None]
+    return [max(steps, key=lambda x: self.count(x).total)]
 
   # ---- counted ---------------------------------------------------------------
 

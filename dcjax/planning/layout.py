@@ -89,6 +89,9 @@ def choose(
     if context > 1 and not reason:
       reason = f'batches of {_batches(config)} are too few for {chips} chips'
     for fsdp in _divisors(rows):
+      # Only 'data' goes beyond a slice or a machine's fast links.
+      if rows // fsdp % topology.slices or context * fsdp > topology.joined:
+        continue
       sizes = ALONE | {'data': rows // fsdp, 'fsdp': fsdp, 'context': context}
       options = parts | {
         f'mesh.{a}': n for a, n in sizes.items() if n > 1 or a == 'data'
@@ -102,10 +105,12 @@ def choose(
       tried[-1] = (most, dataclasses.replace(tried[-1][1], why=reason_now))
     reason = reason or f'one sample does not fit: {tried[-1][1].why}'
   if not tried:
+    fits = [k for k in _divisors(chips) if heads % k == 0]
+    most = max(k for k in fits if k <= topology.joined)
     raise DcjaxError(
       f'batches of {_batches(config)} cannot be shared out among the {chips} '
       f'chips of {topology.name}; use a multiple of '
-      f'{chips // _largest(heads, chips)} samples a batch, or fewer chips'
+      f'{chips // most} samples, or fewer chips'
     )
   most, layout = min(tried, key=lambda x: x[0])
   why = f'the nearest: it takes {most / 1e9:.1f} GB of {usable / 1e9:.1f}'
@@ -126,21 +131,22 @@ def _divisors(n: int) -> list[int]:
   return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def _largest(heads: int, chips: int) -> int:
-  return max(k for k in _divisors(chips) if heads % k == 0)
-
-
 def _stages(config: ConfigDict) -> list[str]:
   """Keys of the parts of a config that are stages of training."""
   return [
     key
     for key, part in config.items()
-    if isinstance(part, ConfigDict) and 'batch' in part and 'steps' in part
+    if isinstance(part, ConfigDict) and 'accumulate' in part
   ]
 
 
+def _samples(stage: ConfigDict) -> list[int]:
+  """Samples of each loss of a step."""
+  return [n for _, n in stage.get('mix', ())] or [stage.batch]
+
+
 def _batches(config: ConfigDict) -> str:
-  sizes = sorted({config[name].batch for name in _stages(config)})
+  sizes = sorted({n for x in _stages(config) for n in _samples(config[x])})
   return ' and '.join(str(n) for n in sizes)
 
 
@@ -152,9 +158,10 @@ def _microbatches(config: ConfigDict, rows: int) -> dict[str, Any] | None:
   options = {}
   for name in _stages(config):
     stage = config[name]
-    if stage.batch % rows:
+    batch = math.gcd(*_samples(stage))
+    if batch % rows:
       return None
-    own, micro = stage.batch // rows, stage.batch // stage.accumulate
+    own, micro = batch // rows, batch // stage.accumulate
     parts = next(n for n in _divisors(own) if own // n <= micro)
     if parts != stage.accumulate:
       options[f'{name}.accumulate'] = parts

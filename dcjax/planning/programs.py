@@ -51,7 +51,8 @@ class Run:
     batch: shapes of what the loader of a stage yields.
     objective: what a stage minimises.
     work: operations of a step of a stage.
-    tokens: of a sample of a stage, with what is beside the video's.
+    parts: [(samples, tokens of each)] of the losses of a stage's step; tokens
+      of references count.
     what: of a step of a stage, in words.
     sampling: {'jitted', 'arguments', 'what', 'work', 'runs', 'passes',
       'shares'} of the
@@ -68,7 +69,7 @@ class Run:
   batch: Callable[[Stage], Any]
   objective: Callable[[Stage], Objective]
   work: Callable[[Stage], flops.Step]
-  tokens: Callable[[Stage], int]
+  parts: Callable[[Stage], list[tuple[int, int]]]
   what: Callable[[Stage], str]
   sampling: Callable[[], dict[str, Any]] | None = None
   prompts: tuple[int, int] = (0, 0)
@@ -133,16 +134,21 @@ def state(run: Run, stage: Stage) -> tuple[Any, Any]:
 def _stage(run: Run, stage: Stage) -> Program:
   """The optimizer step of a stage."""
   shares = mesh_lib.size(*mesh_lib.ROWS)
-  if stage.batch % (shares * stage.accumulate):
-    raise DcjaxError(
-      f'config.{stage.name}.batch is {stage.batch} in {stage.accumulate} '
-      f'microbatches; expected a multiple of {shares * stage.accumulate}, for '
-      f'the {shares} shares that config.mesh.data and fsdp make of it'
-    )
+  for samples, _ in run.parts(stage):
+    if samples % (shares * stage.accumulate):
+      raise DcjaxError(
+        f'config.{stage.name} has batches of {samples} in {stage.accumulate} '
+        f'microbatches; expected a multiple of {shares * stage.accumulate}, '
+        f'for the {shares} shares that config.mesh.data and fsdp make of it'
+      )
   program = _step(run, stage)
   if shares == 1:
     return program
-  own = dataclasses.replace(stage, batch=stage.batch // shares)
+  own = dataclasses.replace(
+    stage,
+    batch=stage.batch // shares,
+    mix=tuple((frames, n // shares) for frames, n in stage.mix),
+  )
   return dataclasses.replace(program, alone=_step(run, own))
 
 
@@ -151,16 +157,7 @@ def _step(run: Run, stage: Stage) -> Program:
   held, frozen = state(run, stage)
   batch = run.batch(stage)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  # Each microbatch has a loss, and one of prior preservation beside it.
-  losses = stage.accumulate * (2 if 'prior' in batch else 1)
-  estimates = 1 if run.base.dit.self_cond else 0
-  passes = Passes(
-    stage.batch // (mesh_lib.size(*mesh_lib.ROWS) * stage.accumulate),
-    run.tokens(stage),
-    losses * (1 + estimates),
-    losses,
-    losses if run.config.remat in ('attention', 'full') else 0,
-  )
+  passes = _passes(run, stage)
   transformer = {'transformer': run.base.params['transformer']}
   return Program(
     stage.name,
@@ -186,6 +183,23 @@ def _step(run: Run, stage: Stage) -> Program:
     passes=passes,
     spread=mesh_lib.size(),
     trains=True,
+  )
+
+
+def _passes(run: Run, stage: Stage) -> Passes:
+  """Each microbatch has all losses, each with passes of its own."""
+  parts = run.parts(stage)
+  cut = mesh_lib.size(*mesh_lib.ROWS) * stage.accumulate
+  losses = stage.accumulate * len(parts)
+  samples = max(1, parts[0][0] // cut)
+  # Of losses of several lengths, the mean.
+  tokens = sum(n * each for n, each in parts) // (cut * len(parts) * samples)
+  return Passes(
+    samples,
+    tokens,
+    losses * (2 if run.base.dit.self_cond else 1),
+    losses,
+    losses if run.config.remat in ('attention', 'full') else 0,
   )
 
 

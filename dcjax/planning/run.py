@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dcjax import machine, recipes, start, tree
+from dcjax import machine, recipes, tree
 from dcjax.errors import DcjaxError
 from dcjax.planning import advice, forecast, layout, programs, step_time, tasks
 from dcjax.planning import text as plan_text
@@ -26,7 +26,6 @@ from dcjax.planning import topology as topology_lib
 from dcjax.planning.forecast import Forecaster, Memory
 from dcjax.planning.layout import Layout
 from dcjax.planning.program import Program, shard_bytes
-from dcjax.weights.outline import outline
 
 MESHES = ('auto', 'job')
 
@@ -149,8 +148,7 @@ def plan(
 
 def _outline(config: ConfigDict, forecaster: Forecaster) -> programs.Run:
   with machine.programs_for(forecaster.topology.device.platform):
-    dtype = start.base_dtype(config)
-    return tasks.outline(outline(config.base, dtype=dtype), config)
+    return tasks.outline(tasks.base_of(config), config)
 
 
 def _layout(

@@ -16,8 +16,8 @@ attention. One axis of a torus is taken to be used at a time.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import math
-import re
 
+from dcjax.planning import traffic
 from dcjax.planning.collectives import Collective
 from dcjax.planning.program import Program, shard_bytes
 from dcjax.planning.topology import Topology
@@ -76,7 +76,7 @@ def _parameters(program: Program) -> int:
   return sum(
     shard_bytes(x, spec, program.mesh | {'fsdp': 1})
     for name, x, spec in program.leaves
-    if re.match('[01]/(trainable/|)(transformer|params)/', name)
+    if traffic.PARAMETER.match(name)
   )
 
 

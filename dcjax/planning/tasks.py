@@ -14,7 +14,7 @@ from dcjax import stage as stage_lib
 from dcjax import start
 from dcjax.errors import DcjaxError
 from dcjax.finetuning import run as finetuning_run
-from dcjax.planning import alchemint, flops
+from dcjax.planning import alchemint, flops, pretraining
 from dcjax.planning.program import Shape
 from dcjax.planning.programs import Run
 from dcjax.planning.shapes import (
@@ -26,6 +26,7 @@ from dcjax.planning.shapes import (
   sampling_of,
   words,
 )
+from dcjax.weights import outline as outline_lib
 from dcjax.weights.base import Base
 
 # Scenes of a report, its reconstruction and what the prior takes are sampled
@@ -33,17 +34,28 @@ from dcjax.weights.base import Base
 SCENES = 5
 
 
+def base_of(config: ConfigDict) -> Base:
+  """The base of a job, by its shapes.
+
+  Raises:
+    DcjaxError: for one that is not here, or is broken.
+  """
+  if config.task == 'pretrain_clips':
+    return pretraining.base_of(config)
+  return outline_lib.outline(config.base, dtype=start.base_dtype(config))
+
+
 def outline(base: Base, config: ConfigDict) -> Run:
   """The shapes of a job.
 
   Args:
-    base: from `weights.outline`.
+    base: from `base_of`.
     config: of the job; its `task` is a key of `TASKS`.
 
   Raises:
     DcjaxError: for what the job itself would refuse.
   """
-  return TASKS[config.task](start.adapted(base, config), config)
+  return TASKS[config.task](base, config)
 
 
 # ---- Set-and-Sequence --------------------------------------------------------
@@ -51,6 +63,7 @@ def outline(base: Base, config: ConfigDict) -> Run:
 
 def _personalize(base: Base, config: ConfigDict) -> Run:
   start.check_numbers(config)
+  base = start.adapted(base, config)
   stages = tuple(
     stage_lib.from_config(name, config[name].to_dict())
     for name in config.stages
@@ -75,6 +88,10 @@ def _personalize(base: Base, config: ConfigDict) -> Run:
       return {'concept': samples, 'prior': samples}
     return samples
 
+  def parts(stage):
+    tokens = flops.tokens(base.dit, latents_of(base, stage))
+    return [(stage.batch, tokens)] * (2 if prior and stage.prior else 1)
+
   def what(stage):
     kind = 'stills' if stage.data == 'frames' else 'clips'
     tokens = flops.tokens(base.dit, latents_of(base, stage))
@@ -98,7 +115,7 @@ def _personalize(base: Base, config: ConfigDict) -> Run:
       remat=config.remat,
       prior=bool(prior and stage.prior),
     ),
-    lambda stage: flops.tokens(base.dit, latents_of(base, stage)),
+    parts,
     what,
     lambda: sampling_of(base, config, params, SCENES + videos),
     rows,
@@ -110,6 +127,7 @@ def _personalize(base: Base, config: ConfigDict) -> Run:
 
 def _finetune(base: Base, config: ConfigDict) -> Run:
   job = finetuning_run.Finetuning(base, config, '')
+  base = job.base
   params = params_of(
     base, lambda loaded: {'transformer': start.with_lora(loaded, config)}
   )
@@ -134,7 +152,7 @@ def _finetune(base: Base, config: ConfigDict) -> Run:
     lambda stage: flops.step(
       base.dit, stage, params, shape, length, remat=config.remat
     ),
-    lambda stage: tokens,
+    lambda stage: [(stage.batch, tokens)],
     lambda stage: words(config, stage, f'clips of {tokens} tokens'),
     lambda: sampling_of(base, config, params, SCENES),
     (SCENES, length),
@@ -145,6 +163,7 @@ TASKS: dict[str, Callable[[Base, ConfigDict], Run]] = {
   'personalize': _personalize,
   'lora': _finetune,
   'alchemint': alchemint.outline,
+  'pretrain_clips': pretraining.outline,
 }
 
 

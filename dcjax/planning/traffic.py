@@ -6,18 +6,22 @@ and activations in bfloat16:
 
   data      every leaf that is trained, and that every device has: its gradient
             is summed over the devices of all axes, once
-  fsdp      every kernel is gathered in each pass, forward and backward; the
-            gradient of one that is trained is summed and shared out in each
+  fsdp      every kernel is gathered in each pass, forward, backward and, at
+            the most, again; the gradient of one that is trained is summed and
+            shared out in each
   context   an attention exchanges q, k, v and its result: 4 s n / c d
   tensor    attention and MLP each sum s n d, forward and backward
 """
 
 import math
+import re
 from typing import Any
 
 from dcjax.planning.collectives import Collective
 from dcjax.planning.program import Program, names, shard_bytes
 
+# Parameters of the transformer among the arguments of a program.
+PARAMETER = re.compile('[01]/(trainable/)?(transformer|params)/')
 _HALF = {'bfloat16': 'bf16', 'float32': 'f32', 'float16': 'f16'}
 
 
@@ -67,8 +71,7 @@ def _kernels(program: Program) -> list[Collective]:
     return []
   found = []
   for name, x, spec in program.leaves:
-    moments = name.startswith('0/') and not _trained(name)
-    if 'fsdp' not in _axes(spec) or moments:
+    if 'fsdp' not in _axes(spec) or not PARAMETER.match(name):
       continue
     whole = shard_bytes(x, spec, program.mesh) * group
     dtype = _HALF.get(str(x.dtype), str(x.dtype))
@@ -77,7 +80,7 @@ def _kernels(program: Program) -> list[Collective]:
       axes = ('fsdp',)
       return Collective(kind, dtype, x.shape, whole, group, axes, count, True)
 
-    found.append(one('all-gather', passes.forward + passes.backward))
+    found.append(one('all-gather', passes.reads))
     if _trained(name):
       found.append(one('reduce-scatter', passes.backward))
   return found

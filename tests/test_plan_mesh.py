@@ -1,0 +1,410 @@
+"""Forecasts for several chips: meshes, memory of each, traffic and time."""
+
+import importlib.util
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from dcjax import machine, mesh, recipes
+from dcjax.errors import DcjaxError
+from dcjax.models.dit_config import DiTConfig
+from dcjax.planning import (
+  collectives,
+  forecast,
+  layout,
+  program,
+  programs,
+  step_time,
+  tasks,
+  topology,
+  traffic,
+)
+from dcjax.planning import run as plan
+from dcjax.planning import text as plan_text
+from dcjax.planning.collectives import Collective
+from dcjax.planning.forecast import Forecaster
+from dcjax.weights.base import Base
+from dcjax.weights.networks import expected_params
+
+ALONE = dict.fromkeys(mesh.AXES, 1)
+ROOT = plan.Path(mesh.__file__).parents[1]
+SET_SEQ = str(ROOT / 'configs/set_seq.py')
+GB = 1e9
+
+
+def sizes(**changes):
+  return ALONE | changes
+
+
+# ---- chips -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'name, chips, slices, joined',
+  [
+    ('h100', 1, 1, 8),
+    ('h200:8', 8, 1, 8),
+    ('h100:16', 16, 1, 8),
+    ('v5e:4x8', 32, 1, 32),
+    ('v5p:4x4x4', 64, 1, 64),
+    ('v5p:8x8x16', 1024, 1, 1024),
+    ('v6e:16x16*4', 1024, 4, 256),
+  ],
+)
+def test_topologies(name, chips, slices, joined):
+  found = topology.find(name)
+  assert (found.chips, found.slices, found.joined) == (chips, slices, joined)
+  assert found.device.name == name.partition(':')[0]
+
+
+@pytest.mark.parametrize(
+  'name, line',
+  [
+    ('v6e:3x5', r"is 'v6e:3x5'; slices of v6e are 1x1, 2x2, .*16x16"),
+    ('v5p:4x4', r'slices of v5p are 2x2x1'),
+    ('v6e:4x4*0', r'several of them v6e:4x8\*2'),
+    ('h200:0', r'expected a number of GPUs, such as h200:8'),
+    ('h200:8x8', r'expected a number of GPUs'),
+    ('h200:12', r'more than 8 GPUs are whole machines of 8'),
+    ('h300:8', r"there is no chip 'h300', use one of h200"),
+    ('h300', r"device is 'h300'; use local, cpu, h200"),
+    ('cpu:8', r"there is no chip 'cpu'"),
+  ],
+)
+def test_a_topology_that_is_none_is_one_line(name, line):
+  with pytest.raises(DcjaxError, match=line) as error:
+    topology.find(name)
+  assert '\n' not in str(error.value)
+
+
+# ---- meshes ------------------------------------------------------------------
+
+
+def job(batch=8, accumulate=8, **changes):
+  c = recipes.personalize('paper')
+  c.sequence.update(dict(batch=batch, accumulate=accumulate))
+  c['set'].update(dict(batch=batch))
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def chosen(name, takes, config=None, heads=32):
+  """The mesh for a job that takes `takes(sizes)` GB a chip."""
+  return layout.choose(
+    config or job(),
+    topology.find(name),
+    heads,
+    lambda _, sizes: {'sequence': int(takes(sizes) * GB)},
+  )
+
+
+def test_a_base_that_fits_is_repeated():
+  found = chosen('h100:8', lambda _: 50.0)
+  assert found.sizes == sizes(data=8)
+  assert 'every chip holds the whole base' in found.why
+  # One sample of eight is left a chip, as many as were taken at once.
+  assert found.options['sequence.accumulate'] == 1
+
+
+def test_microbatches_are_no_larger_than_the_jobs():
+  found = chosen('h100:8', lambda _: 50.0, job(batch=64, accumulate=32))
+  # 8 samples a chip, 2 at once.
+  assert found.options['sequence.accumulate'] == 4
+
+
+def test_a_base_that_does_not_fit_is_split_as_little_as_it_can():
+  # 40 GB of base and 10 of everything else, on chips of 31.6 GB.
+  found = chosen('v6e:2x4', lambda s: 40.0 / s['fsdp'] + 10.0)
+  assert found.sizes == sizes(data=4, fsdp=2)
+  assert 'fsdp=2, as sequence takes 50.0 GB with less' in found.why
+
+
+def test_tokens_are_split_where_a_sample_does_not_fit():
+  takes = lambda s: 30.0 / s['fsdp'] + 50.0 / s['context']
+  found = chosen('v6e:2x4', takes)
+  assert found.sizes == sizes(fsdp=2, context=4)
+  assert 'context=4, as one sample does not fit' in found.why
+
+
+def test_what_fits_on_no_mesh_gets_the_nearest():
+  found = chosen('v6e:2x4', lambda s: 300.0 / s['fsdp'] + 50.0)
+  assert found.sizes == sizes(fsdp=8)
+  assert 'the nearest: it takes 87.5 GB of 31.6' in found.why
+
+
+def test_tokens_are_split_where_samples_are_too_few():
+  found = chosen('v5p:4x4x4', lambda _: 50.0)
+  assert found.sizes == sizes(data=8, context=8)
+  assert 'batches of 8 are too few for 64 chips' in found.why
+
+
+def test_only_samples_go_between_machines():
+  found = chosen('h100:16', lambda s: 400.0 / s['fsdp'], job(batch=64))
+  assert found.sizes == sizes(data=2, fsdp=8)
+
+
+def test_batches_for_too_many_chips_are_one_line():
+  with pytest.raises(DcjaxError, match='batches of 8 cannot') as error:
+    chosen('h100:256', lambda _: 1.0)
+  assert 'a multiple of 32 samples' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_a_job_may_ask_for_a_mesh():
+  chips = topology.find('v6e:4x4')
+  assert not layout.is_asked(job())
+  asked = job(**{'mesh.fsdp': 4, 'mesh.context': 2})
+  assert layout.is_asked(asked)
+  found = layout.of_job(asked, chips)
+  assert found.sizes == sizes(data=2, fsdp=4, context=2)
+  with pytest.raises(DcjaxError, match=r'v6e:4x4 has 16 chips'):
+    layout.of_job(job(**{'mesh.fsdp': 3}), chips)
+
+
+# ---- time --------------------------------------------------------------------
+
+
+def bare(work, mesh_sizes, spread):
+  passes = program.Passes(1, 16, 1)
+  return program.Program(
+    'step', '', None, (), (), 0, mesh_sizes, work, passes=passes, spread=spread
+  )
+
+
+def test_time_is_that_of_the_formula():
+  chips = topology.find('h200:8')
+  work = types.SimpleNamespace(executed=8 * chips.device.rate * 2.0)
+  said = [
+    # 370 GB/s: 7/8 of 370 GB take 0.875 s, of which 2 s of work hide all.
+    Collective('all-gather', 'bf16', (), int(370e9), 8, ('fsdp',), 1, True),
+    # Twice 7/8 of 37 GB: 0.175 s in which nothing else is done.
+    Collective('all-reduce', 'f32', (), int(37e9), 8, ('fsdp',), 1, False),
+  ]
+  found = step_time.predict(bare(work, sizes(fsdp=8), 8), chips, said)
+  assert found.compute == pytest.approx(2.0)
+  assert found.hidden == pytest.approx(0.875)
+  assert found.exposed == pytest.approx(0.175)
+  assert found.step == pytest.approx(2.175)
+  assert found.efficiency == pytest.approx(2.0 / 2.175)
+
+
+def test_what_is_not_shared_out_takes_as_long_as_alone():
+  chips = topology.find('h200:8')
+  work = types.SimpleNamespace(executed=chips.device.rate)
+  found = step_time.predict(bare(work, sizes(data=8), 1), chips, [])
+  assert (found.step, found.efficiency) == (1.0, 0.125)
+
+
+def test_far_devices_have_the_network():
+  rate = lambda name, axes, **s: step_time.link(
+    topology.find(name), sizes(**s), axes
+  )
+  assert rate('h200:16', ('fsdp',), data=2, fsdp=8) == 370e9
+  assert rate('h200:16', ('data',), data=2, fsdp=8) == 50e9
+  assert rate('h200:16', ('data', 'fsdp'), data=2, fsdp=8) == 50e9
+  assert rate('v6e:16x16*4', ('data',), data=1024) == 12.5e9
+  assert rate('v6e:16x16', ('data',), data=256) == 200e9
+
+
+# ---- programs ----------------------------------------------------------------
+
+SMALL = DiTConfig(
+  width=256, layers=3, heads=4, mlp_width=768, channels=4, text_width=16
+)
+
+
+@pytest.fixture(scope='module')
+def small():
+  """A personalisation whose transformer is large beside its clips."""
+  c = recipes.personalize('paper')
+  c.base, c.remat, c.prior.videos = 'small', 'full', 0
+  c.stages, c.sequence.batch, c.base_dtype = ('sequence',), 16, 'bfloat16'
+  c.format.update(dict(frames=17, height=64, width=64))
+  narrow = lambda x: jax.ShapeDtypeStruct(
+    x.shape, jnp.bfloat16 if x.ndim >= 2 else x.dtype
+  )
+  params = expected_params(SMALL, tiny.VAE, tiny.TEXT)
+  params = jax.tree.map(narrow, params)
+  return tasks.outline(
+    Base('small', SMALL, tiny.VAE, tiny.TEXT, None, params), c
+  )
+
+
+def step_on(run, **changes):
+  with machine.programs_for('tpu'):
+    (found,) = programs.programs(run, ['sequence'], sizes(**changes))
+  return found
+
+
+def kernels(found):
+  """Bytes of all kernels that the rules split, on one chip."""
+  return sum(
+    program.shard_bytes(x, spec, found.mesh)
+    for _, x, spec in found.leaves
+    if any('fsdp' in str(entry) and 'data' not in str(entry) for entry in spec)
+  )
+
+
+def test_a_chip_holds_its_share_of_the_kernels(small):
+  whole = step_on(small, data=2, fsdp=2)
+  split = step_on(small, data=1, fsdp=4)
+  assert kernels(split) == kernels(whole) // 2
+  assert whole.held - split.held == kernels(split)
+
+
+def test_a_chip_takes_its_share_of_the_batch(small):
+  count = Forecaster(topology.find('v6e:4x4'), 'count').count
+  beside = {
+    data: count(step_on(small, data=data)).beside for data in (1, 2, 16)
+  }
+  assert beside[1] > 1.7 * beside[2] > 3 * beside[16]
+  tokens = count(step_on(small, data=8, context=2)).beside
+  assert tokens < 0.7 * count(step_on(small, data=8)).beside
+
+
+def test_a_batch_that_is_not_shared_out_is_one_line(small):
+  with pytest.raises(DcjaxError, match=r'sequence has batches of 16') as error:
+    step_on(small, data=3)
+  assert 'a multiple of 3' in str(error.value)
+
+
+def test_repeated_bases_move_the_gradient_alone(small):
+  (found,) = traffic.expected(step_on(small, data=4), 256, 3)
+  # Rank 8 of 8 layers of attention in 3 blocks, float32, and a word.
+  assert found.bytes == 4 * (3 * 8 * 8 * 256 + SMALL.text_width)
+  assert (found.kind, found.count, found.axes) == ('all-reduce', 1, ('data',))
+
+
+def test_exchanges_before_and_after_attention(small):
+  found = traffic.expected(step_on(small, data=2, context=2), 256, 3)
+  (exchange,) = [x for x in found if x.kind == 'all-to-all']
+  # Four a block in the pass, in what is computed again, and backward.
+  assert exchange.count == 4 * 3 * 3
+  tokens = 5 * 8 * 8 // 4
+  assert exchange.bytes == 8 * math.ceil(tokens / 2) * 256 * 2
+
+
+@pytest.mark.parametrize(
+  'config, variant',
+  [
+    ('set_seq', 'tiny'),
+    ('lora', 'tiny'),
+    ('alchemint', 'tiny'),
+    ('pretrain', 'tiny'),
+  ],
+)
+def test_every_task_has_its_steps_on_a_mesh(config, variant):
+  c = plan.load_job(str(ROOT / f'configs/{config}.py:{variant}'))
+  for name in layout._stages(c):
+    c[name].update(
+      {'mix': tuple((f, 2) for f, _ in c[name].mix)}
+      if 'mix' in c[name]
+      else {'batch': 2}
+    )
+  with machine.programs_for('tpu'):
+    run = tasks.outline(tasks.base_of(c), c)
+    names = [stage.name for stage in run.stages]
+    made = programs.programs(run, [*names, 'sample'], sizes(data=2))
+  assert [x.name for x in made if x.trains] == names
+  for found in made:
+    assert found.work.model > 0
+    assert found.held > 0
+    said = traffic.expected(found, run.base.dit.width, run.base.dit.layers)
+    assert {x.kind for x in said} == ({'all-reduce'} if found.trains else set())
+  # The samples of one device are traced as they would run.
+  assert made[-1].alone.trace().jaxpr.jaxpr.eqns
+
+
+# ---- the whole plan ----------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def planned(small):
+  """A plan of two chips, by counting; its base is patched in."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tasks, 'base_of', lambda _: small.base)
+    forecaster = Forecaster(topology.find('h200:2'), 'count')
+    return plan.plan(small.config, forecaster)
+
+
+def test_a_plan_says_how_chips_are_laid_out(planned):
+  assert planned['mesh']['sizes'] == sizes(data=2)
+  text = plan_text.render(planned)
+  assert '2 x NVIDIA H200' in text
+  assert 'mesh data=2: every chip holds the whole base' in text
+  assert '--config.mesh.data=2' in text
+  for word in ('all-reduce', 'by arithmetic', 'exposed', 'efficiency'):
+    assert word in text
+
+
+def test_parts_of_memory_are_parts(planned):
+  row = next(x for x in planned['programs'] if x['name'] == 'sequence')
+  assert row['parameters'] + row['optimizer'] <= row['arguments']
+  # Adam has two moments of each parameter that is trained.
+  trained = planned['parameters']['trained']['sequence']
+  assert row['optimizer'] == pytest.approx(2 * 4 * trained, rel=0.01)
+  assert row['total'] == row['arguments'] + row['beside'] + row['resident']
+
+
+def test_an_unknown_choice_of_mesh_is_one_line(small):
+  forecaster = Forecaster(topology.find('h200:2'), 'count')
+  with pytest.raises(DcjaxError, match=r"mesh is 'best'; use auto or job"):
+    plan.plan(small.config, forecaster, mesh='best')
+
+
+def test_what_xla_refuses_says_how_much_it_would_take():
+  error = (
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in '
+    'memory space hbm. Used 40.50G of 31.25G hbm. Exceeded hbm capacity by 9G.'
+  )
+  assert forecast._used(error) == int(40.5 * 2**30)
+  assert forecast._used('INTERNAL: something else') == 0
+
+
+# ---- compiled for TPUs that are not here -------------------------------------
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason='libtpu, which compiles for TPUs, is not installed: pip install '
+  '"dcjax[tpu]"',
+)
+@pytest.mark.parametrize(
+  'name, mesh_sizes',
+  [
+    ('v5e:2x2', {'data': 2, 'fsdp': 2}),
+    ('v6e:4x4', {'data': 4, 'fsdp': 2, 'context': 2}),
+  ],
+  ids=['v5e-fsdp', 'v6e-context'],
+)
+def test_compiled_steps_say_what_was_expected(small, name, mesh_sizes):
+  found = step_on(small, **mesh_sizes)
+  memory = Forecaster(topology.find(name), 'compile').memory(found)
+  assert memory.how == 'compiled'
+  assert memory.arguments == pytest.approx(found.held, rel=0.2)
+  said = collectives.gathered(memory.collectives)
+  wire = lambda kind, rows: sum(x.wire for x in rows if x.kind == kind)
+  expected = traffic.expected(found, SMALL.width, SMALL.layers)
+  # Kernels of the frozen base are gathered, at most as often as they are read.
+  gathered = wire('all-gather', said)
+  assert 0.5 * gathered < wire('all-gather', expected)
+  assert gathered < 1.05 * wire('all-gather', expected)
+  # Their gradients are not made, and no device has all tokens of a batch.
+  assert not wire('reduce-scatter', said)
+  rows = 16 // found.mesh['data'] // found.mesh['fsdp']
+  clip = rows * 5 * 16 * SMALL.width
+  assert not [
+    x for x in said if x.kind == 'all-gather' and math.prod(x.shape) >= clip
+  ]
+  # What is trained is summed once, in float32.
+  (total,) = [x for x in expected if x.kind == 'all-reduce']
+  sums = [x for x in said if x.kind == 'all-reduce' and x.bytes >= total.bytes]
+  assert [x.dtype for x in sums] == ['f32']
+  assert sums[0].total < 1.01 * total.total
+  if found.mesh['context'] > 1:
+    exchanged = wire('all-to-all', said)
+    assert 0 < exchanged < 1.1 * wire('all-to-all', expected)
