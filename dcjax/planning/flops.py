@@ -170,8 +170,8 @@ def step(
   passes = 2 if dit.self_cond else 1
   backward = once.linear * (2 if kernels else 1) + 2 * once.attention
   model = passes * (once.total + side) + backward + 2 * side
-  # Nothing reads again what `down` makes, which leaves the block; nor, where the
-  # stream is kept, what the two `o` make.
+  # Nothing reads again what `down` makes, which leaves the block; nor, where
+  # the stream is kept, what the two `o` make.
   d, n = dit.width, (tokens(dit, latents) + beside) * samples
   down = 2.0 * dit.layers * n * d * dit.mlp_width
   outs = 4.0 * dit.layers * n * d * d
