@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dcjax import machine
-from dcjax.models import attention
+from dcjax.models import attention, attention_gpu, attention_xla
 from dcjax.models.attention import attend
+from dcjax.models.attention_reach import Reach
 
 B, N, L, K, E = 2, 21, 21, 3, 8
 
@@ -114,3 +115,58 @@ def test_softmax_is_float32_whatever_comes_in():
     np.float32(attend(ones[:, :1], ones, ones)), 1.0, atol=1e-2
   )
   np.testing.assert_allclose(np.float32(got), by_hand(q, k, v), atol=3e-2)
+
+
+@pytest.mark.parametrize('size', [4, 8, 32])
+def test_blocks_add_up_in_float32(size):
+  """Gradients of keys in bfloat16: as of all queries at once."""
+  q, k, v = qkv(jnp.bfloat16)
+
+  def grad(size):
+    out = lambda k: attention_xla.attend_blocks(
+      q, k, v, None, Reach(L), size=size
+    )
+    return jax.grad(lambda k: jnp.sum(jnp.sin(out(k).astype(jnp.float32))))(k)
+
+  whole, blocks = (np.float32(grad(n)) for n in (N, size))
+  assert np.abs(blocks - whole).max() <= 2**-7 * np.abs(whole).max()
+
+
+# A hidden key in the middle; all but the last; and one whole sample.
+HIDDEN = np.stack([np.arange(L) % 5 != 2, np.arange(L) == L - 1])
+
+
+@pytest.mark.parametrize('mask', [None, MASK, HIDDEN])
+@pytest.mark.parametrize('keys', [L, 17])
+def test_cudnn_is_told_lengths_only(mask, keys):
+  """Visible keys first: what a GPU is given, computed without one."""
+  if mask is not None and not mask[:, :keys].any(axis=1).all():
+    mask = mask | (np.arange(L) == 3)
+  shown = np.arange(L)[None] < keys
+  shown = shown & (np.ones((B, 1), bool) if mask is None else mask)
+
+  def run(q, k, v):
+    out = attention_gpu.attend(q, k, v, mask, Reach(keys), implementation='xla')
+    return jnp.sum(jnp.sin(out)), out
+
+  def plain(q, k, v):
+    out = attend(q, k, v, mask=shown)
+    return jnp.sum(jnp.sin(out)), out
+
+  got, wanted = (
+    jax.grad(way, argnums=(0, 1, 2), has_aux=True)(*qkv())
+    for way in (run, plain)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, wanted
+  )
+
+
+def test_what_cudnn_takes():
+  half = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
+  assert attention_gpu.serves(half, Reach(9))
+  assert not attention_gpu.serves(half, Reach(9, window=3))
+  # A window that reaches everything is none.
+  assert attention_gpu.serves(half, Reach(9, window=8))
+  assert not attention_gpu.serves(half.astype(jnp.float32), Reach(9))
+  assert not attention_gpu.serves(half[..., :12], Reach(9))
