@@ -17,6 +17,7 @@ Several concepts are separated by commas; their words are then [v1] [u1] [v2]
 
 from ml_collections import ConfigDict
 
+from dcjax import recipes
 from dcjax.errors import DcjaxError
 
 
@@ -25,6 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.task = 'sample'
   c.name = 'sample'
   c.base = 'world'
+  c.mesh = recipes.mesh()
   c.prompt = ''
   c.prompts = ()  # further ones
   c.negative = ''

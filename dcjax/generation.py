@@ -16,6 +16,7 @@ import numpy as np
 from dcjax import (
   machine,
   sampling,
+  sharding,
   timed_concepts,
   timed_plan,
   timed_report,
@@ -50,7 +51,7 @@ def _run_prompts(config: ConfigDict, workdir: Path) -> None:
       'there is no prompt; give --config.prompt="a red star on a plain navy '
       'background"'
     )
-  base = load_base(config.base)
+  base = _load(config)
   concepts = [
     Concept.load(path.strip()).scaled(config.identity, config.motion)
     for path in config.concepts.split(',')
@@ -65,6 +66,11 @@ def _run_prompts(config: ConfigDict, workdir: Path) -> None:
     _write(workdir / name, video, base.format.fps, config, record)
 
 
+def _load(config: ConfigDict) -> Base:
+  rules = sharding.check_rules(config.mesh.rules)
+  return load_base(config.base, sharding=sharding.placement(rules))
+
+
 def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
   for key in ('prompt', 'prompts', 'concepts', 'guidance'):
     if config[key]:
@@ -73,7 +79,7 @@ def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
         'place; give one of the two'
       )
   story = Storyboard.load(config.storyboard)
-  base = load_base(config.base)
+  base = _load(config)
   options = _options(config)
   del options['guidance']
   options['seed'] = options['seed'] or None

@@ -132,10 +132,35 @@ def _residual(x: jax.Array, leaves, weights: jax.Array | None) -> jax.Array:
   down, up = leaves['a1'], coefficients
   if down.shape[0] != x.shape[-1]:
     down, up = coefficients, leaves['a1']
-  inner = checkpoint_name(x @ down.astype(x.dtype), 'product')
+  inner = checkpoint_name(_project(x, down), 'product')
   if weights is not None:
     inner = inner * weights.astype(x.dtype)
-  return inner @ up.astype(x.dtype)
+  return _project(inner, up)
+
+
+@jax.custom_vjp
+def _project(x: jax.Array, leaf: jax.Array) -> jax.Array:
+  """x W in the dtype of x; the gradient of W is summed, and stays, float32.
+
+  Over tokens, and over the devices that they lie on: autodiff would round each
+  of these sums to the dtype of x.
+  """
+  return x @ leaf.astype(x.dtype)
+
+
+def _project_forward(x, leaf):
+  return _project(x, leaf), (x, leaf)
+
+
+def _project_backward(kept, slope):
+  x, leaf = kept
+  of_leaf = jnp.einsum(
+    '...i,...o->io', x, slope, preferred_element_type=jnp.float32
+  )
+  return slope @ leaf.T.astype(slope.dtype), of_leaf.astype(leaf.dtype)
+
+
+_project.defvjp(_project_forward, _project_backward)
 
 
 def drop(

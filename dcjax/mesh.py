@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -59,9 +60,25 @@ def make(
       f'{len(devices)} devices; the product of the axes is their number, and '
       'at most one axis is 0, for what is left'
     )
-  return jax.make_mesh(
-    wanted, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  types = (AxisType.Auto,) * len(AXES)
+  slices = len({getattr(x, 'slice_index', 0) for x in devices})
+  if slices == 1:
+    # An axis may be a part of one of the torus: 8 of 4x4x4.
+    array = mesh_utils.create_device_mesh(
+      wanted, devices, allow_split_physical_axes=True
+    )
+    return Mesh(array, AXES, axis_types=types)
+  # Between slices of TPUs is a slow network, which only 'data' may cross.
+  if wanted[0] % slices:
+    raise DcjaxError(
+      f'config.mesh.data is {wanted[0]}; expected a multiple of {slices}, the '
+      'slices of this job'
+    )
+  inside = (wanted[0] // slices, *wanted[1:])
+  array = mesh_utils.create_hybrid_device_mesh(
+    inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
   )
+  return Mesh(array, AXES, axis_types=types)
 
 
 def of_config(config: Any) -> Mesh | None:
@@ -97,11 +114,11 @@ def of_config(config: Any) -> Mesh | None:
 
 
 def _batches(config: Any) -> Iterator[int]:
-  """Samples of every microbatch of the job; none give 0, which all divide."""
+  """Samples of the steps of the job; none give 0, which all divide."""
   for part in config.values():
     if hasattr(part, 'items'):
-      if 'batch' in part and 'accumulate' in part:
-        yield part.batch // max(part.accumulate, 1)
+      if 'optimizer' in part:
+        yield part.get('batch', 0)
       yield from (n for _, n in part.get('mix', ()))
 
 

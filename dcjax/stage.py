@@ -82,7 +82,8 @@ class Stage:
     steps: optimizer steps.
     batch: samples of an optimizer step, over all devices.
     optimizer: how.
-    accumulate: microbatches of an optimizer step.
+    accumulate: microbatches of an optimizer step, on one device; on a mesh,
+      those that have samples share them.
     dropout: rate p of dropping single LoRA coefficients (Set-and-Sequence,
       Sec. 3.3), from the leaves that match `dropped`.
     dropped: regex over parameter names.

@@ -99,11 +99,12 @@ def gradients(objective, stage, trainable, frozen, batch, context, key, rules):
     copied = _copies(copied, shares)
     batch = mesh.split(batch, shares)
   grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  if stage.accumulate == 1:
+  parts = microbatches(stage, shares)
+  if parts == 1:
     (value, aux), (of_copied, of_shared) = grad(copied, shared, batch)
   else:
     (value, aux), (of_copied, of_shared) = _microbatches(
-      lambda part: grad(copied, shared, part), batch, stage.accumulate, shares
+      lambda part: grad(copied, shared, part), batch, parts, shares
     )
   if shares > 1:
     # Each share's loss is one of the shares' mean: its gradients add up.
@@ -113,6 +114,18 @@ def gradients(objective, stage, trainable, frozen, batch, context, key, rules):
     name: x.mean if isinstance(x, Average) else x for name, x in aux.items()
   }
   return value, means, grads
+
+
+def microbatches(stage: Stage, shares: int) -> int:
+  """How many microbatches a share is cut into: none larger than on one device.
+
+  Args:
+    stage: of which `accumulate` says how many there are on one device.
+    shares: of the batch, a divisor of it.
+  """
+  rows = max(stage.batch // shares, 1)
+  enough = (n for n in range(1, rows) if n * shares >= stage.accumulate)
+  return next((n for n in enough if rows % n == 0), rows)
 
 
 def _sort(trainable, rules):

@@ -28,7 +28,7 @@ def base():
 
 @pytest.fixture
 def config(base, monkeypatch):
-  monkeypatch.setattr(generation, 'load_base', lambda name: base)
+  monkeypatch.setattr(generation, 'load_base', lambda name, **_: base)
   path = pathlib.Path(__file__).parents[1] / 'configs' / 'sample.py'
   c = runpy.run_path(str(path))['get_config']()
   c.steps, c.scale = 2, 1

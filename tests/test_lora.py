@@ -384,3 +384,22 @@ def test_rate_zero_is_no_dropout():
     dropped(0.0),
     big()['layer']['lora'],
   )
+
+
+def test_gradients_are_summed_in_float32_below_bfloat16_activations():
+  """Many small terms beside a large one: bfloat16 would lose them."""
+  leaves = {
+    'a1': jnp.ones((4, 2)),
+    'b1': jnp.ones((2, 3)),
+    'b2': jnp.ones((2, 3)),
+  }
+  x = jnp.full((1, 400, 4), 2.0**-8, jnp.bfloat16).at[0, 0].set(1.0)
+
+  def total(leaves):
+    return lora._residual(x, leaves, None).astype(jnp.float32).sum()
+
+  grads = jax.grad(total)(leaves)
+  expected = 3.0 * 2.0 * (1.0 + 399 * 2.0**-8)
+  np.testing.assert_allclose(grads['a1'], expected, rtol=1e-6)
+  plain = jnp.asarray(expected, jnp.bfloat16).astype(jnp.float32)
+  assert abs(plain - expected) > 1e-3 * expected

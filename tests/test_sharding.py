@@ -58,10 +58,44 @@ def test_impossible_meshes_are_one_line(sizes, line):
     mesh.make(sizes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Of two slices of four."""
+
+  id: int
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v9'
+
+  @property
+  def slice_index(self):
+    return self.id // 4
+
+  @property
+  def process_index(self):
+    return self.id // 4
+
+  @property
+  def coords(self):
+    return self.id % 2, self.id // 2 % 2, 0
+
+  @property
+  def core_on_chip(self):
+    return 0
+
+
+def test_only_samples_are_shared_out_over_slices():
+  chips = [Chip(i) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+  found = mesh.make({'data': 4, 'tensor': 2}, chips)
+  slices = np.vectorize(lambda x: x.slice_index)(found.devices)
+  assert slices.squeeze().tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+  with pytest.raises(DcjaxError, match='data is 1; expected a multiple of 2'):
+    mesh.make({'fsdp': 8}, chips)
+
+
 def job(batch=8, accumulate=1, **sizes):
   c = ConfigDict(dict(mesh=recipes.mesh()))
   c.mesh.update(sizes)
-  c.stage = ConfigDict(dict(batch=batch, accumulate=accumulate))
+  c.stage = ConfigDict(dict(batch=batch, accumulate=accumulate, optimizer={}))
   return c
 
 
@@ -76,7 +110,7 @@ def test_a_processor_is_one_device_unless_a_mesh_is_asked_for():
   'batch, accumulate, sizes, shape',
   [
     (8, 1, {}, (8, 1, 1, 1)),
-    (8, 4, {}, (2, 1, 1, 1)),
+    (8, 4, {}, (8, 1, 1, 1)),
     (6, 1, {}, (6, 1, 1, 1)),
     (7, 1, {}, (7, 1, 1, 1)),
     (4, 1, {'fsdp': 2}, (2, 2, 1, 1)),

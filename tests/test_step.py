@@ -203,6 +203,25 @@ def alone(name):
   return gradients(name)
 
 
+@pytest.mark.parametrize(
+  'batch, accumulate, shares, parts',
+  [
+    (8, 1, 1, 1),
+    (8, 8, 1, 8),
+    (8, 8, 2, 4),
+    (8, 4, 8, 1),
+    (12, 4, 3, 2),
+    (12, 6, 2, 3),
+    (12, 12, 4, 3),
+    (6, 2, 1, 2),
+  ],
+)
+def test_microbatches_are_shared_like_samples(batch, accumulate, shares, parts):
+  stage = dataclasses.replace(SET, batch=batch, accumulate=accumulate)
+  assert step_lib.microbatches(stage, shares) == parts
+  assert batch // (shares * parts) <= batch // accumulate
+
+
 def sizes_of(text):
   return {axis: int(n) for axis, n in (x.split('=') for x in text.split(','))}
 
