@@ -258,12 +258,9 @@ def test_a_chip_holds_its_share_of_the_kernels(small):
 
 def test_a_chip_takes_its_share_of_the_batch(small):
   count = Forecaster(topology.find('v6e:4x4'), 'count').count
-  beside = {
-    data: count(step_on(small, data=data)).beside for data in (1, 2, 16)
-  }
-  assert beside[1] > 1.7 * beside[2] > 3 * beside[16]
-  tokens = count(step_on(small, data=8, context=2)).beside
-  assert tokens < 0.7 * count(step_on(small, data=8)).beside
+  one, four = (count(step_on(small, data=n)).beside for n in (1, 4))
+  assert one > 3 * four
+  assert count(step_on(small, data=4, context=2)).beside < 0.6 * four
 
 
 def test_a_batch_that_is_not_shared_out_is_one_line(small):
@@ -284,8 +281,8 @@ def test_exchanges_before_and_after_attention(small):
   (exchange,) = [x for x in found if x.kind == 'all-to-all']
   # Four a block in the pass, in what is computed again, and backward.
   assert exchange.count == 4 * 3 * 3
-  tokens = 5 * 8 * 8 // 4
-  assert exchange.bytes == 8 * math.ceil(tokens / 2) * 256 * 2
+  # 5 latent frames of 16 x 16, in patches of 2 x 2.
+  assert exchange.bytes == 8 * (5 * 8 * 8 // 2) * 256 * 2
 
 
 @pytest.mark.parametrize(
@@ -315,8 +312,10 @@ def test_every_task_has_its_steps_on_a_mesh(config, variant):
     assert found.held > 0
     said = traffic.expected(found, run.base.dit.width, run.base.dit.layers)
     assert {x.kind for x in said} == ({'all-reduce'} if found.trains else set())
-  # The samples of one device are traced as they would run.
-  assert made[-1].alone.trace().jaxpr.jaxpr.eqns
+  if config in ('alchemint', 'pretrain'):
+    # The objective takes what its batches are said to be; the others' are
+    # compared with a run's, or traced, elsewhere.
+    assert made[-1].alone.trace().jaxpr.jaxpr.eqns
 
 
 # ---- the whole plan ----------------------------------------------------------
@@ -396,7 +395,7 @@ def test_compiled_steps_say_what_was_expected(small, name, mesh_sizes):
   # Their gradients are not made, and no device has all tokens of a batch.
   assert not wire('reduce-scatter', said)
   rows = 16 // found.mesh['data'] // found.mesh['fsdp']
-  clip = rows * 5 * 16 * SMALL.width
+  clip = rows * 5 * 8 * 8 * SMALL.width
   assert not [
     x for x in said if x.kind == 'all-gather' and math.prod(x.shape) >= clip
   ]

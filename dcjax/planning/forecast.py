@@ -129,7 +129,7 @@ class Forecaster:
     """What is alive at once in the trace of what one device does."""
     platform = self.topology.device.platform
     own = program.alone or program
-    key = (own.key or id(own), tuple(jax.tree.leaves(own.arguments)), platform)
+    key = (own.key, tuple(jax.tree.leaves(own.arguments)), platform)
     if key not in self._peaks:
       self._peaks[key] = _beside(own, platform)
     beside = self._peaks[key] * MARGIN[platform]

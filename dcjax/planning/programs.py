@@ -17,8 +17,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from dcjax import machine, optim, sharding, start, text_features, train, tree
 from dcjax import mesh as mesh_lib
-from dcjax import optim, sharding, start, text_features, train, tree
 from dcjax import state as state_lib
 from dcjax.errors import DcjaxError
 from dcjax.models import vae as vae_lib
@@ -117,10 +117,18 @@ def programs(
   wanted = names or makers
   with on(sizes):
     made = [make() for name, make in makers.items() if name in wanted]
-  key = run.config.to_json_best_effort()
-  return [
-    dataclasses.replace(x, mesh=sizes, key=f'{x.name} {key}') for x in made
-  ]
+  return [_keyed(x, run, sizes) for x in made]
+
+
+def _keyed(program: Program, run: Run, sizes: dict[str, int]) -> Program:
+  """With its mesh, and what its trace without one follows from."""
+  config = machine.plain(run.config)
+  config.pop('mesh', None)
+  key = f'{program.name} {config}'
+  alone = program.alone
+  if alone is not None:
+    alone = dataclasses.replace(alone, mesh=sizes, key=key)
+  return dataclasses.replace(program, mesh=sizes, key=key, alone=alone)
 
 
 def state(run: Run, stage: Stage) -> tuple[Any, Any]:
