@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 
 import jax
 from jax.extend import core
@@ -24,9 +23,10 @@ N, RANK = 32, 2
 
 def loss_of(remat):
   """(loss, LoRA leaves) of a small transformer."""
-  params = lora.attach(
-    tiny.dit_params(DIT), r'attn/[qkvo]/|mlp/', RANK, jax.random.key(0)
+  attach = lambda x: lora.attach(
+    x, r'attn/[qkvo]/|mlp/', RANK, jax.random.key(0)
   )
+  params = jax.jit(attach)(tiny.dit_params(DIT))
   trainable, frozen = tree.partition(params, 'lora/(a1|b1)')
   trainable = jax.tree.map(lambda x: x + 0.1, trainable)
   x = jnp.linspace(-1, 1, 2 * 8 * 8 * 4).reshape(1, 2, 8, 8, 4)
@@ -83,13 +83,10 @@ def test_full_keeps_what_enters():
   assert kept('full') == {64: 1}
 
 
-@functools.cache
-def gradients(remat):
-  loss, leaves = loss_of(remat)
-  return jax.jit(jax.grad(loss))(leaves)
+def test_gradients_are_those_without():
+  def gradients(remat):
+    loss, leaves = loss_of(remat)
+    return jax.jit(jax.grad(loss))(leaves)
 
-
-@pytest.mark.parametrize('remat', ['products', 'attention'])
-def test_gradients_are_those_without(remat):
   same = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
-  jax.tree.map(same, gradients(remat), gradients('none'))
+  jax.tree.map(same, gradients('attention'), gradients('none'))
