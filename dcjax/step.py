@@ -12,6 +12,7 @@ devices then moves what is trained and nothing else. A leaf that is split over
 
 from collections.abc import Callable
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,8 @@ def microbatches(stage: Stage, shares: int) -> int:
     stage: of which `accumulate` says how many there are on one device.
     shares: of the batch, a divisor of it.
   """
-  rows = max(stage.batch // shares, 1)
+  samples = math.gcd(*(n for _, n in stage.mix)) or stage.batch
+  rows = max(samples // shares, 1)
   enough = (n for n in range(1, rows) if n * shares >= stage.accumulate)
   return next((n for n in enough if rows % n == 0), rows)
 

@@ -80,14 +80,7 @@ def test_a_base_that_fits_is_repeated():
   found = chosen('h100:8', lambda _: 50.0)
   assert found.sizes == sizes(data=8)
   assert 'every chip holds the whole base' in found.why
-  # One sample of eight is left a chip, as many as were taken at once.
-  assert found.options['sequence.accumulate'] == 1
-
-
-def test_microbatches_are_no_larger_than_the_jobs():
-  found = chosen('h100:8', lambda _: 50.0, job(batch=64, accumulate=32))
-  # 8 samples a chip, 2 at once.
-  assert found.options['sequence.accumulate'] == 4
+  assert found.options == {'mesh.data': 8}
 
 
 def test_a_base_that_does_not_fit_is_split_as_little_as_it_can():

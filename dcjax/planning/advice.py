@@ -91,10 +91,11 @@ def _accumulate(config, format, large, sizes) -> Changes:
   del format
   shares = math.prod(sizes.get(axis, 1) for axis in mesh.ROWS)
   return {
-    f'{name}.accumulate': _next_divisor(own, config[name].accumulate)
+    f'{name}.accumulate': shares * _next_divisor(own, parts)
     for name in _stages(config)
     for own in [_samples(config[name]) // shares]
-    if name in large and config[name].accumulate < own
+    for parts in [-(-config[name].accumulate // shares)]
+    if name in large and parts < own
   }
 
 

@@ -83,8 +83,7 @@ def choose(
   reason = ''
   for context in _divisors(chips):
     rows = chips // context
-    parts = _microbatches(config, rows)
-    if heads % context or parts is None:
+    if heads % context or not _shared_out(config, rows):
       continue
     if context > 1 and not reason:
       reason = f'batches of {_batches(config)} are too few for {chips} chips'
@@ -93,7 +92,7 @@ def choose(
       if rows // fsdp % topology.slices or context * fsdp > topology.joined:
         continue
       sizes = ALONE | {'data': rows // fsdp, 'fsdp': fsdp, 'context': context}
-      options = parts | {
+      options = {
         f'mesh.{a}': n for a, n in sizes.items() if n > 1 or a == 'data'
       }
       found = peaks(with_options(config, options), sizes)
@@ -150,22 +149,9 @@ def _batches(config: ConfigDict) -> str:
   return ' and '.join(str(n) for n in sizes)
 
 
-def _microbatches(config: ConfigDict, rows: int) -> dict[str, Any] | None:
-  """Options that leave a device no more samples at once than the job's own.
-
-  None if the batches cannot be shared out over so many rows.
-  """
-  options = {}
-  for name in _stages(config):
-    stage = config[name]
-    batch = math.gcd(*_samples(stage))
-    if batch % rows:
-      return None
-    own, micro = batch // rows, batch // stage.accumulate
-    parts = next(n for n in _divisors(own) if own // n <= micro)
-    if parts != stage.accumulate:
-      options[f'{name}.accumulate'] = parts
-  return options
+def _shared_out(config: ConfigDict, rows: int) -> bool:
+  """Whether every batch can be shared out over so many rows."""
+  return not any(n % rows for x in _stages(config) for n in _samples(config[x]))
 
 
 def with_options(config: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:

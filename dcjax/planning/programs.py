@@ -17,7 +17,16 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from dcjax import machine, optim, sharding, start, text_features, train, tree
+from dcjax import (
+  machine,
+  optim,
+  sharding,
+  start,
+  step,
+  text_features,
+  train,
+  tree,
+)
 from dcjax import mesh as mesh_lib
 from dcjax import state as state_lib
 from dcjax.errors import DcjaxError
@@ -143,11 +152,10 @@ def _stage(run: Run, stage: Stage) -> Program:
   """The optimizer step of a stage."""
   shares = mesh_lib.size(*mesh_lib.ROWS)
   for samples, _ in run.parts(stage):
-    if samples % (shares * stage.accumulate):
+    if samples % shares:
       raise DcjaxError(
-        f'config.{stage.name} has batches of {samples} in {stage.accumulate} '
-        f'microbatches; expected a multiple of {shares * stage.accumulate}, '
-        f'for the {shares} shares that config.mesh.data and fsdp make of it'
+        f'config.{stage.name} has batches of {samples}; expected a multiple of '
+        f'{shares}, the shares that config.mesh.data and fsdp make of it'
       )
   program = _step(run, stage)
   if shares == 1:
@@ -155,6 +163,7 @@ def _stage(run: Run, stage: Stage) -> Program:
   own = dataclasses.replace(
     stage,
     batch=stage.batch // shares,
+    accumulate=step.microbatches(stage, shares),
     mix=tuple((frames, n // shares) for frames, n in stage.mix),
   )
   return dataclasses.replace(program, alone=_step(run, own))
@@ -197,8 +206,9 @@ def _step(run: Run, stage: Stage) -> Program:
 def _passes(run: Run, stage: Stage) -> Passes:
   """Each microbatch has all losses, each with passes of its own."""
   parts = run.parts(stage)
-  cut = mesh_lib.size(*mesh_lib.ROWS) * stage.accumulate
-  losses = stage.accumulate * len(parts)
+  shares = mesh_lib.size(*mesh_lib.ROWS)
+  micro = step.microbatches(stage, shares)
+  cut, losses = shares * micro, micro * len(parts)
   samples = max(1, parts[0][0] // cut)
   # Of losses of several lengths, the mean.
   tokens = sum(n * each for n, each in parts) // (cut * len(parts) * samples)

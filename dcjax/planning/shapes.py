@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dcjax import material, mesh, sampling
+from dcjax import material, mesh, sampling, step
 from dcjax.models.dit import DiT
 from dcjax.planning import flops
 from dcjax.planning.program import Passes, Shape
@@ -42,9 +42,11 @@ def latents_of(base: Base, stage: Stage) -> tuple[int, ...]:
 
 
 def words(config: ConfigDict, stage: Stage, of: str, times: int = 1) -> str:
-  """What a step does, in words: microbatches, samples of each, of what."""
-  micro = times * stage.batch // stage.accumulate
-  return f'{stage.accumulate} x {micro} {of}, remat {config.remat}'
+  """What a device does in a step: microbatches, samples of each, of what."""
+  shares = mesh.size(*mesh.ROWS)
+  parts = step.microbatches(stage, shares)
+  micro = times * stage.batch // (shares * parts)
+  return f'{parts} x {micro} {of}, remat {config.remat}'
 
 
 def null_text(base: Base) -> dict[str, Any]:
