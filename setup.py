@@ -43,6 +43,7 @@ TEST = [
   'peft',
   'pytest',
   'pytest-timeout',
+  'pytest-xdist',
   'torch==2.13.0',
 ]
 
