@@ -12,7 +12,8 @@ os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 # Where libtpu is, it compiles for TPUs; none is looked for, by several at once.
-os.environ['TPU_SKIP_MDS_QUERY'] = os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 
 import pytest
 
