@@ -131,7 +131,9 @@ def test_set_sees_stills_and_sequence_the_clip(run, base):
     assert set(a['prompt'].tolist()) <= set(np.ravel(still).tolist())
     assert set(b['prompt'].tolist()) <= set(np.ravel(whole).tolist())
   assert first.batch.keys() == {'concept', 'prior'}
-  assert first.batch['concept'].keys() == {'latents', 'prompt'}
+  # Which sample of the batch it is says nothing of its place in time.
+  assert first.batch['concept'].keys() == {'latents', 'prompt', 'sample'}
+  assert first.batch['concept']['sample'].tolist() == [0, 1]
 
 
 def pictures(folder, order):

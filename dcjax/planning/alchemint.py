@@ -46,6 +46,7 @@ def outline(base: Base, config: ConfigDict) -> Run:
       'weight': floats(n, *shape[:3], 1),
       'features': floats(n, length, base.text.d_model),
       'mask': Shape((n, length), jnp.bool_),
+      'sample': Shape((n,), jnp.int32),
       'references': _references(base, references, n, m)._asdict(),
     }
     if events:

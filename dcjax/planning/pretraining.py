@@ -71,6 +71,7 @@ def outline(base: Base, config: ConfigDict) -> Run:
         'latents': floats(n, *shape),
         'features': floats(n, length, base.text.d_model),
         'mask': Shape((n, length), jnp.bool_),
+        'sample': Shape((n,), jnp.int32),
       }
       for frames, n, shape in sizes(stage)
     }

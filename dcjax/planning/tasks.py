@@ -83,6 +83,7 @@ def _personalize(base: Base, config: ConfigDict) -> Run:
     samples = {
       'latents': floats(stage.batch, *latents_of(base, stage)),
       'prompt': Shape((stage.batch,), jnp.int32),
+      'sample': Shape((stage.batch,), jnp.int32),
     }
     if prior and stage.prior:
       return {'concept': samples, 'prior': samples}
@@ -138,6 +139,7 @@ def _finetune(base: Base, config: ConfigDict) -> Run:
       'latents': floats(stage.batch, *shape),
       'features': floats(stage.batch, length, base.text.d_model),
       'mask': Shape((stage.batch, length), jnp.bool_),
+      'sample': Shape((stage.batch,), jnp.int32),
     }
 
   tokens = flops.tokens(base.dit, shape)
