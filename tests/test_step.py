@@ -305,6 +305,7 @@ def test_the_state_lies_as_its_parameters_and_stays_there():
   moments = [
     x.sharding.shard_shape(x.shape)
     for path, x in jax.tree_util.tree_leaves_with_path(after.opt_state)
-    if 'self_attn' in str(path) and "'q'" in str(path) and x.ndim == 3
+    if "'self_attn'" in str(path) and "'q'" in str(path)
+    if "'kernel'" in str(path) and x.ndim == 3
   ]
   assert moments == [(2, 32, 16)] * 2
