@@ -28,10 +28,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dcjax.errors import DcjaxError
 from dcjax.models.autoencoder_config import AutoencoderConfig, groups
 from dcjax.models.convolution import add_bias, continues, conv_frames
-from dcjax.models.wan_vae import check_pixels
+from dcjax.models.wan_vae import check_latents, check_pixels
 
 Array = jax.Array
 
@@ -287,11 +286,7 @@ class Autoencoder(nn.Module):
     Raises:
       DcjaxError: for another number of channels.
     """
-    if z.ndim != 5 or z.shape[-1] != self.config.z_dim:
-      raise DcjaxError(
-        f'latents of shape {z.shape} do not fit this autoencoder; expected '
-        f'[b f h w {self.config.z_dim}]'
-      )
+    check_latents(z.shape, self.config)
     x = self.decoder(z).astype(jnp.float32)
     return jnp.clip(x, -1.0, 1.0) if clip else x
 

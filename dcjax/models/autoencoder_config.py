@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from dcjax.errors import DcjaxError
+from dcjax.models.vae_config import check_statistics
 
 CLASS = 'CausalVideoAutoencoder'
 UPSAMPLING = ('nearest', 'depth_to_space')
@@ -168,14 +169,7 @@ def _check(config: AutoencoderConfig) -> None:
         f'a stage has {width} channels, no multiple of {groups(width)}, the '
         'groups that are normalised apart'
       )
-  for name in ('latents_mean', 'latents_std'):
-    if len(getattr(config, name)) != config.z_dim:
-      raise DcjaxError(
-        f'{name} has {len(getattr(config, name))} values; z_dim is '
-        f'{config.z_dim}'
-      )
-  if min(config.latents_std) <= 0:
-    raise DcjaxError(f'latents_std must be positive, not {config.latents_std}')
+  check_statistics(config)
 
 
 def groups(width: int) -> int:

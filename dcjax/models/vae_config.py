@@ -239,6 +239,11 @@ def _check(config: VAEConfig) -> None:
       f'the decoder widths are {config.decoder_widths}; all but the last must '
       'be even'
     )
+  check_statistics(config)
+
+
+def check_statistics(config: Any) -> None:
+  """Refuses statistics of latents that are not one a channel, or no scale."""
   for name in ('latents_mean', 'latents_std'):
     if len(getattr(config, name)) != config.z_dim:
       raise DcjaxError(

@@ -252,11 +252,7 @@ class WanVAE(nn.Module):
     Raises:
       DcjaxError: for another number of channels.
     """
-    if z.ndim != 5 or z.shape[-1] != self.config.z_dim:
-      raise DcjaxError(
-        f'latents of shape {z.shape} do not fit this autoencoder; expected '
-        f'[b f h w {self.config.z_dim}]'
-      )
+    check_latents(z.shape, self.config)
     x = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
     p = self.config.patch_size or 1
     x = rearrange(x, 'b f h w (c p q) -> b f (h q) (w p) c', p=p, q=p)
@@ -269,6 +265,15 @@ class WanVAE(nn.Module):
       DcjaxError: as `encode` does.
     """
     return self.decode(self.encode(x)[0], clip=False)
+
+
+def check_latents(shape: tuple[int, ...], config: Any) -> None:
+  """Refuses latents that are not [b f h w z_dim] with a DcjaxError."""
+  if len(shape) != 5 or shape[-1] != config.z_dim:
+    raise DcjaxError(
+      f'latents of shape {shape} do not fit this autoencoder; expected '
+      f'[b f h w {config.z_dim}]'
+    )
 
 
 def check_pixels(shape: tuple[int, ...], config: Any, *, begins: bool) -> None:
