@@ -14,7 +14,7 @@ from dcjax.models.dit_config import WAN_1_3B, WAN_14B, DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
 from dcjax.personalization import Personalization
-from dcjax.planning import advice, programs, tasks, topology
+from dcjax.planning import advice, layout, programs, tasks, topology
 from dcjax.planning import run as plan
 from dcjax.planning import text as plan_text
 from dcjax.planning.forecast import Forecaster
@@ -196,6 +196,23 @@ def test_levers_end():
   assert found.options['remat'] == 'full'
   assert found.options['format.frames'] % 4 == 1
   assert found.options['format.height'] % 16 == 0
+
+
+@pytest.mark.parametrize('data', [0, 8])
+def test_samples_make_room_for_tokens(data):
+  c = recipes.personalize('paper')
+  c.mesh.data = data
+  chips = {'data': 8, 'fsdp': 1, 'tensor': 1, 'context': 1}
+
+  def peak(config, names):
+    return 400 // (config.mesh.fsdp * config.mesh.context**2)
+
+  found = advice.find(c, (81, 480, 832), ['sequence'], peak, 10, chips)
+  assert found.fits
+  asked = c.copy_and_resolve_references()
+  asked.update_from_flattened_dict(found.options)
+  assert asked.mesh.context == 8
+  assert layout.of_job(asked, topology.find('h200:8')).sizes['data'] == 1
 
 
 # ---- the command -------------------------------------------------------------

@@ -17,6 +17,8 @@ from dcjax.models.dit import REMAT_POLICIES
 
 # The least rank, frames and pixels a side that are proposed.
 RANK, FRAMES, SIDE = 4, 5, 192
+# Options that are changed together, so that none can be taken back alone.
+_TOGETHER = ('format.height', 'format.width', 'mesh.')
 # {option: value} of the next smaller setting; empty at the end.
 Changes = dict[str, Any]
 
@@ -73,7 +75,7 @@ def find(
     return Advice(changed, most, False)
   for key in reversed(list(changed)):
     fewer = {k: v for k, v in changed.items() if k != key}
-    if not {'format.height', 'format.width'} & {key}:
+    if not key.startswith(_TOGETHER):
       found = bytes_with(fewer)
       if found <= usable:
         changed, most = fewer, found
@@ -102,10 +104,29 @@ def _accumulate(config, format, large, sizes) -> Changes:
 def _split(config, format, large, sizes) -> Changes:
   """Kernels over twice as many chips: they are gathered when they are used."""
   del format, large
-  fsdp, data = config.mesh.fsdp, config.mesh.data
-  if math.prod(sizes.values()) == 1 or data < 2 or data % 2:
+  return _moved(config, sizes, 'data', 'fsdp')
+
+
+def _tokens(config, format, large, sizes) -> Changes:
+  """Tokens over twice as many chips, which exchange them in every block."""
+  del format
+  if not {*_stages(config), 'sample'} & set(large):
     return {}
-  return {'mesh.fsdp': fsdp * 2, 'mesh.data': data // 2}
+  return _moved(config, sizes, 'data', 'context') or _moved(
+    config, sizes, 'fsdp', 'context'
+  )
+
+
+def _moved(config, sizes, source: str, target: str) -> Changes:
+  """Half of the chips along one axis go to another."""
+  chips = math.prod(sizes.values())
+  asked = {axis: config.mesh[axis] for axis in mesh.AXES}
+  rest = chips // math.prod(n for n in asked.values() if n)
+  now = {axis: n or rest for axis, n in asked.items()}
+  if chips == 1 or now[source] % 2:
+    return {}
+  now |= {source: now[source] // 2, target: now[target] * 2}
+  return {f'mesh.{axis}': n for axis, n in now.items()}
 
 
 def _stages(config) -> list[str]:
@@ -176,4 +197,7 @@ def _size(config, format, large, sizes) -> Changes:
   return dict(zip(('format.height', 'format.width'), smaller, strict=True))
 
 
-LEVERS = (_accumulate, _split, _remat, _dtype, _rank, _frames, _size)
+LEVERS = (
+  *(_accumulate, _split, _remat, _tokens),
+  *(_dtype, _rank, _frames, _size),
+)
