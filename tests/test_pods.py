@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import socket
 import subprocess
@@ -93,6 +94,22 @@ def test_two_processes_learn_what_one_does(tmp_path, alone):
   }
 
 
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+  """The folder of a run of two processes, one of which was killed.
+
+  The other notices when its partner has been silent for a hundred seconds.
+  """
+  workdir = tmp_path_factory.mktemp('killed')
+  codes, _, _ = finish(start(workdir, 'fsdp=2', 2, 'SIGKILL', 5, 1))
+  assert codes[1] == -signal.SIGKILL
+  assert codes[0] not in (0, -signal.SIGKILL)
+  assert not (workdir / 'result.npz').exists()
+  steps = [int(x.name) for x in (workdir / 'checkpoints/line').glob('[0-9]')]
+  assert max(steps) in (2, 4)
+  return workdir
+
+
 @pytest.mark.parametrize(
   'sizes, count, devices',
   [
@@ -101,20 +118,12 @@ def test_two_processes_learn_what_one_does(tmp_path, alone):
   ],
 )
 def test_a_killed_pod_goes_on_as_another(
-  tmp_path, alone, sizes, count, devices
+  tmp_path, alone, killed, sizes, count, devices
 ):
-  """One process of two is killed; both end, and a pod of another size goes on.
-
-  The matrix lay in halves on two devices, and comes back whole, or in halves on
-  the first two of four.
+  """The matrix lay in halves on two devices, and comes back whole, or in halves
+  on the first two of four.
   """
-  group = start(tmp_path, 'fsdp=2', 2, 'SIGKILL', 5, 1)
-  codes, _, _ = finish(group)
-  assert codes[1] == -signal.SIGKILL
-  assert codes[0] not in (0, -signal.SIGKILL)
-  assert not (tmp_path / 'result.npz').exists()
-  steps = [int(x.name) for x in (tmp_path / 'checkpoints/line').glob('[0-9]')]
-  assert max(steps) in (2, 4)
+  shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
   same(learn(tmp_path, sizes, count, devices=devices), alone)
 
 
