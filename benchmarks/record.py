@@ -7,13 +7,16 @@ import json
 import math
 from pathlib import Path
 import re
+import statistics
 import sys
-from typing import Any
-
-from ml_collections import ConfigDict
+import time
+from typing import TYPE_CHECKING, Any
 
 from dcjax import machine
 from dcjax.errors import DcjaxError
+
+if TYPE_CHECKING:  # A record of what failed must be written without it, too.
+  from ml_collections import ConfigDict
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -22,7 +25,7 @@ def write(name: str, record: Mapping[str, Any], folder: Path = RESULTS) -> Path:
   """Writes the record beside when and where it was measured.
 
   Args:
-    name: of the benchmark, first in the name of the file.
+    name: of the benchmark, first in the name of the file; '' for a whole set.
     record: of JSON values and numpy numbers; nan becomes null.
     folder: for the file.
 
@@ -33,7 +36,7 @@ def write(name: str, record: Mapping[str, Any], folder: Path = RESULTS) -> Path:
   date = datetime.datetime.now(datetime.UTC).date().isoformat()
   label = f'{where["device"]} {where["cores"]} cores'
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / f'{name}-{date}-{_slug(label)}.json'
+  path = folder / f'{"-".join(filter(None, (name, date, _slug(label))))}.json'
   whole = {'benchmark': name, 'date': date, 'machine': where, **record}
   path.write_text(json.dumps(plain(whole), indent=2, allow_nan=False) + '\n')
   return path
@@ -51,7 +54,43 @@ def plain(x: Any) -> Any:
   return round(x, 4) if math.isfinite(x) else None
 
 
-def override(config: ConfigDict, pairs: Sequence[str]) -> None:
+def runs(
+  call: Callable[[], Any], *, warm: int, most: int, budget: float
+) -> list[float]:
+  """Seconds of each of several calls, which return when they are done.
+
+  Args:
+    call: does the work, and waits for it.
+    warm: calls before those that count, at most; one at the least.
+    most: calls that count, at most; two at the least.
+    budget: seconds after which no call more than that begins. A third of it is
+      for warming up.
+  """
+  began, seconds = time.perf_counter(), []
+  for _ in range(warm):
+    call()
+    if time.perf_counter() - began > budget / 3:
+      break
+  while len(seconds) < 2 or (
+    len(seconds) < most and time.perf_counter() - began < budget
+  ):
+    start = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - start)
+  return seconds
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+  """Milliseconds: median, least and most; and of how many."""
+  return {
+    'ms': 1e3 * statistics.median(seconds),
+    'least': 1e3 * min(seconds),
+    'most': 1e3 * max(seconds),
+    'runs': len(seconds),
+  }
+
+
+def override(config: 'ConfigDict', pairs: Sequence[str]) -> None:
   """Sets 'key.of.config=value' pairs.
 
   Raises:

@@ -1,95 +1,237 @@
 """The programs of a job on this machine: their time and memory, and the plan's.
 
   python benchmarks/step.py --job=configs/set_seq.py:wan_1_3b
+  python benchmarks/step.py --job=configs/set_seq.py:snap_dit_11b \
+    --set=prior.videos=0 --set=remat=products --only=sequence,sample
 
 Runs what a personalisation spends its time on (an optimizer step of each stage,
-a sampling) in the true shapes: no weights are needed, and no video. Printed are
-ratios to what `plan` said: of the rate to the stated peak of the device, and of
-the memory to the forecast.
+a sampling) in the true shapes, on random weights that are made on the device:
+no base is needed, and no video. Random ones, as products of constants take less
+power and so less time. Of a sampling only a few steps of the sampler are done,
+as its row says. Operations are those of `dcjax/planning/flops.py`.
+
+Printed are ratios to what `plan` said: of the rate to the stated peak of the
+device, and of the memory to the forecast. The file is written after each
+program, so a run that is stopped has measured something.
 """
 
 import argparse
+import dataclasses
+import functools
+import hashlib
+import math
+from pathlib import Path
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import record
 
-from dcjax import machine, start
-from dcjax.planning import devices, programs
+from dcjax import machine, optim
+from dcjax import state as state_lib
+from dcjax.errors import DcjaxError
+from dcjax.planning import programs, tasks, topology
 from dcjax.planning import run as plan
 from dcjax.planning.forecast import PROCESS, Forecaster
-from dcjax.weights.outline import outline
+from dcjax.planning.program import Program
 
 NAMES = ('sample', 'set', 'sequence')
+# Standard deviation of leaves that are no kernels, by the end of their names.
+SMALL = ('bias', 'b1', 'b2', 'table', 'head_modulation')
+WARM = 3
 
 
-def filled(shapes: Any) -> Any:
-  """Arrays of some shapes, each of one number: time does not depend on it."""
+def drawn(shapes: Any, seed: int = 0) -> Any:
+  """Random arrays of some shapes, made on the device, as a model may have them.
 
-  def fill(i, x):
+  Kernels keep the size of what they multiply and latents and features have the
+  variance 1, so that no number of a step is lost or too large. All text is
+  there, and all indices are 0.
+  """
+  named, structure = jax.tree_util.tree_flatten_with_path(shapes)
+  leaves = []
+  for i, (path, x) in enumerate(named):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    key = jax.random.key(seed * len(named) + i)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return jax.random.key(i)
-    value = 0.02 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype == bool
-    return jax.device_put(np.full(x.shape, value, x.dtype))
+      leaves.append(key)
+    elif jnp.issubdtype(x.dtype, jnp.floating):
+      leaves.append(_normal(key, name.rpartition('/')[2], x))
+    else:
+      leaves.append(jnp.full(x.shape, x.dtype == bool, x.dtype))
+  return structure.unflatten(leaves)
 
-  leaves, structure = jax.tree.flatten(shapes)
-  return structure.unflatten([fill(i, x) for i, x in enumerate(leaves)])
+
+def _normal(key: jax.Array, name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
+  scale, mean = 1.0, 0.0
+  if name in ('kernel', 'a1'):
+    scale = x.shape[-2] ** -0.5
+  elif name == 'scale':
+    scale, mean = 0.1, 1.0
+  elif name in SMALL:
+    scale = 0.02
+  return _draw(key, mean, scale, shape=x.shape, dtype=x.dtype)
 
 
-def measure(program: programs.Program, steps: int) -> dict[str, float]:
-  """Seconds of compiling and of a run, the median, and bytes at the peak."""
-  arguments = filled(program.arguments)
+@functools.partial(jax.jit, static_argnames=('shape', 'dtype'))
+def _draw(key, mean, scale, *, shape, dtype):
+  """A layer after the other: nothing but the leaf itself takes memory."""
+
+  def one(key, shape):
+    return (mean + scale * jax.random.normal(key, shape)).astype(dtype)
+
+  if len(shape) < 3:
+    return one(key, shape)
+  keys = jax.random.split(key, shape[0])
+  return jax.lax.map(lambda key: one(key, shape[1:]), keys)
+
+
+def arguments(program: Program, planned: programs.Run) -> tuple[Any, ...]:
+  """What the program is called with; the state of a stage is a new one."""
+  if not program.trains:
+    return drawn(program.arguments)
+  (stage,) = [x for x in planned.stages if x.name == program.name]
+  held, *others = program.arguments
+  optimizer = optim.make(stage.optimizer, stage.steps)
+  trainable = drawn(held.trainable, 1)
+  state = state_lib.init(trainable, optimizer, ema=stage.ema > 0)
+  return state, *drawn(tuple(others))
+
+
+def measure(
+  program: Program, planned: programs.Run, options: argparse.Namespace
+) -> dict[str, Any]:
+  """Times in ms, of compiling in seconds, and bytes at the peak.
+
+  Raises:
+    DcjaxError: the numbers of a step are not finite.
+  """
+  given = arguments(program, planned)
   began = time.perf_counter()
-  compiled = program.jitted.lower(*arguments).compile()
-  spent, seconds = time.perf_counter() - began, []
-  for _ in range(1 + steps):
-    began = time.perf_counter()
-    result = jax.block_until_ready(compiled(*arguments))
-    seconds.append(time.perf_counter() - began)
-    if program.name != 'sample':  # the state is given away: the next takes it
-      arguments = (result[0], *arguments[1:])
+  compiled = program.jitted.lower(*given).compile()
+  spent = time.perf_counter() - began
+  found = compiled.memory_analysis()
+  result = None
+
+  def call():
+    nonlocal given, result
+    result = jax.block_until_ready(compiled(*given))
+    if program.trains:  # the state is given away: the next run takes the new
+      given = (result[0], *given[1:])
+
+  seconds = record.runs(
+    call, warm=WARM, most=options.steps, budget=options.seconds
+  )
+  seen = result[1]['loss'] if program.trains else jnp.std(result)
+  if not math.isfinite(seen):
+    raise DcjaxError(f'{program.name} is not finite on random weights')
   stats = jax.devices()[0].memory_stats() or {}
   return {
     'compile': spent,
-    'seconds': float(np.median(seconds[1:])),
+    **record.spread(seconds),
     # The peak of the process so far: programs are measured small ones first.
     'memory': stats.get('peak_bytes_in_use', machine.peak_memory() * 1e9),
+    'compiled': found.argument_size_in_bytes
+    + found.temp_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes,
+    'loss' if program.trains else 'deviation': float(seen),
+    'hlo': hashlib.sha256(compiled.as_text().encode()).hexdigest()[:12],
+  }
+
+
+def rates(
+  program: Program, row: dict[str, Any], planned: programs.Run
+) -> dict[str, Any]:
+  """What follows from the time of a run: operations and tokens a second."""
+  seconds, config = row['ms'] / 1e3, planned.config
+  found = {
+    'model_tflops': program.work.model / seconds / 1e12,
+    'executed_tflops': program.work.executed / seconds / 1e12,
+  }
+  if not program.trains:
+    steps = config.sample.steps or planned.base.format.steps
+    videos = len(jax.tree.leaves(program.arguments[1])[0])
+    return found | {
+      'sampler_steps': steps,
+      'videos': videos,
+      'seconds_a_sampler_step_and_video': seconds / steps / videos,
+    }
+  (stage,) = [x for x in planned.stages if x.name == program.name]
+  tokens = sum(n * each for n, each in planned.parts(stage))
+  return found | {'tokens': tokens, 'tokens_a_second': tokens / seconds}
+
+
+def settings(planned: programs.Run) -> dict[str, Any]:
+  """What a time is to be read with."""
+  base, transformer = planned.base, planned.base.params['transformer']
+  return {
+    'base': base.name,
+    'parameters': sum(x.size for x in jax.tree.leaves(transformer)),
+    'dtype': transformer['blocks']['mlp']['up']['kernel'].dtype.name,
+    'remat': planned.config.remat,
+    'window': base.dit.window,
+    'self_conditioning': base.dit.self_cond,
+    'format': dataclasses.asdict(base.format),
   }
 
 
 def main() -> None:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--job', default='configs/set_seq.py:wan_1_3b')
-  parser.add_argument('--set', action='append', default=[], dest='options')
-  parser.add_argument('--steps', type=int, default=3, help='that are timed')
+  add = parser.add_argument
+  add('--job', default='configs/set_seq.py:wan_1_3b')
+  add('--set', action='append', default=[], dest='options', help='key=value')
+  add('--only', default=','.join(NAMES), help='programs, between commas')
+  add('--steps', type=int, default=20, help='runs that are timed, at most')
+  add('--seconds', type=float, default=60.0, help='for them; two are timed')
+  add(
+    '--sampler-steps', type=int, default=2, help="of a sampling; 0: the job's"
+  )
+  add('--name', default='step', help='first in the name of the file')
+  add('--folder', type=Path, default=record.RESULTS, help='for the file')
   options = parser.parse_args()
   config = plan.load_job(options.job, options.options)
-  device = devices.find('local')
-  forecaster = Forecaster(device, 'count')
-  base = outline(config.base, dtype=start.base_dtype(config))
-  found = programs.programs(programs.outline(base, config), NAMES)
+  whole = config.sample.steps
+  if options.sampler_steps:
+    config.sample.steps = options.sampler_steps
+  here = topology.find('local')
+  forecaster, device = Forecaster(here, 'count'), here.device
+  planned = tasks.outline(tasks.base_of(config), config)
+  found = programs.programs(planned, options.only.split(','))
+  if not found:
+    raise DcjaxError(f'--only={options.only}: the job has no such program')
+  counted = {x.name: forecaster.count(x) for x in found}
+  where = {
+    'job': options.job,
+    'options': options.options,
+    'settings': settings(planned),
+    'peak': device.peak,
+    'sampler_steps_of_the_job': whole or planned.base.format.steps,
+  }
   rows = []
   print(f'{"":10}{"compile s":>10}{"s":>9}{"of peak":>9}{"GB":>8}{"ratio":>7}')
-  for program in sorted(found, key=lambda p: forecaster.count(p).beside):
-    memory = forecaster.count(program)
-    row = measure(program, options.steps)
+  for program in sorted(found, key=lambda x: counted[x.name].beside):
+    row = measure(program, planned, options)
+    memory = counted[program.name]
     # What would lie beside it in a run is not here.
     row['forecast'] = (
       memory.arguments + memory.beside + PROCESS[device.platform]
     )
-    row['rate'] = program.work.executed / row['seconds']
+    row |= rates(program, row, planned)
     print(
-      f'{program.name:10}{row["compile"]:10.1f}{row["seconds"]:9.3f}'
-      f'{row["rate"] / device.peak:9.3f}{row["memory"] / 1e9:8.2f}'
-      f'{row["memory"] / row["forecast"]:7.2f}  {program.what}'
+      f'{program.name:10}{row["compile"]:10.1f}{row["ms"] / 1e3:9.3f}'
+      f'{1e12 * row["executed_tflops"] / device.peak:9.3f}'
+      f'{row["memory"] / 1e9:8.2f}'
+      f'{row["memory"] / row["forecast"]:7.2f}  {program.what}',
+      flush=True,
     )
     rows.append({'name': program.name, 'what': program.what, **row})
-  where = {'job': options.job, 'options': options.options, 'peak': device.peak}
-  print(record.write('step', where | {'programs': rows}))
+    path = record.write(
+      options.name, where | {'programs': rows}, options.folder
+    )
+  print(path)
 
 
 if __name__ == '__main__':
