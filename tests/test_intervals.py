@@ -144,3 +144,42 @@ def test_events_have_equal_length_and_gaps_hold():
   got = intervals.stretch(times, interval, valid, 8.0)
   points = ([1, 3, 4, 8], [0, 8, 8, 16])
   np.testing.assert_allclose(got[0], np.interp(times, *points), atol=1e-5)
+
+
+# ---- presence ----------------------------------------------------------------
+
+
+def test_presence_is_the_part_of_a_frame_that_is_covered():
+  """Five latent frames are frames 0, 1 to 4, 5 to 8, ... of a video."""
+  # From frame 3 to frame 6.
+  there = intervals.presence(jnp.array([0.75, 1.5]), 5, 4)
+  expected = np.zeros((5, 4))
+  expected[1, 2:] = 1.0
+  expected[2, :2] = 1.0
+  np.testing.assert_allclose(there, expected)
+  # The first latent frame is one frame.
+  first = intervals.presence(jnp.array([0.0, 0.25]), 5, 4)
+  np.testing.assert_allclose(first[0], 1.0)
+  np.testing.assert_allclose(first[1], [1.0, 0.0, 0.0, 0.0])
+
+
+def test_presence_ends_softly_within_a_frame():
+  there = intervals.presence(jnp.array([[1.0, 2.1], [1.1, 2.0]]), 4, 4)
+  np.testing.assert_allclose(there[0, 3], [0.4, 0.0, 0.0, 0.0], atol=1e-6)
+  np.testing.assert_allclose(there[1, 1, 3], 0.6, atol=1e-6)
+
+
+def test_presence_tells_lengths_of_one_midpoint_apart():
+  """Where time is short, rotations hardly do."""
+  spans = jnp.array([[1.5, 2.5], [1.0, 3.0], [0.5, 3.5]])
+  total = intervals.presence(spans, 5, 4).sum(axis=(1, 2))
+  np.testing.assert_allclose(total, [5.0, 9.0, 13.0])
+
+
+def test_presence_turns_with_time():
+  """Reversed, a video of frames after the first is present in reverse."""
+  interval = jnp.array([1.25, 2.75])
+  there = intervals.presence(interval, 5, 4)[1:].reshape(-1)
+  # Frames 1 .. 16 reversed: frame i becomes 17 - i.
+  turned = intervals.presence(17 / 4 - interval[::-1], 5, 4)[1:].reshape(-1)
+  np.testing.assert_allclose(turned, there[::-1])

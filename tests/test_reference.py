@@ -155,6 +155,43 @@ def test_the_order_of_references_is_their_index_embedding_alone(name):
   np.testing.assert_allclose(after, before, atol=2e-5)
 
 
+TOLD = dataclasses.replace(CONFIG, scheme='norope', presence=4)
+
+
+def test_presence_begins_as_nothing():
+  dit = SHAPES['wan']
+  untold = dataclasses.replace(TOLD, presence=0)
+  fresh = lambda c: lib.attach(tiny.dit_params(dit), dit, c, jax.random.key(0))
+  given = dict(references=references(dit))
+  np.testing.assert_array_equal(
+    apply('wan', fresh(TOLD), TOLD, **given),
+    apply('wan', fresh(untold), untold, **given),
+  )
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_presence_tells_the_video_of_intervals(name):
+  """Without temporal RoPE nothing else would; and only of who is valid."""
+  dit, variables = SHAPES[name], params(name, TOLD)
+  given = references(dit)
+  out = apply(name, variables, TOLD, references=given)
+  # Of one sample's third reference, which is not valid, and of its second.
+  hidden = given.interval.copy()
+  hidden[0, 2] = 0.0, F - 1
+  np.testing.assert_array_equal(
+    apply(name, variables, TOLD, references=given._replace(interval=hidden)),
+    out,
+  )
+  moved = given.interval.copy()
+  moved[0, 1] = 0.0, 0.25
+  change = np.abs(
+    apply(name, variables, TOLD, references=given._replace(interval=moved))
+    - out
+  ).max(axis=(1, 2, 3, 4))
+  assert change[0] > 1e-3
+  assert change[1] == 0
+
+
 def test_references_are_exempt_from_the_window():
   """Narrow as it is, a reference reaches every frame."""
   dit = SHAPES['paper']

@@ -46,6 +46,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
       max_references=16,
       tag_tokens=8,  # of a word; 0: no word tags
       event_length=8.0,  # of ReRoPE; 0: no branch of timed captions
+      presence=0,  # frames of a latent frame that are told who is there
     )
   )
   c.data = ConfigDict(
@@ -101,7 +102,7 @@ def alchemint(base: str = 'world') -> ConfigDict:
   c.preview_every = 100  # steps between two saves of the folder
   if base == 'world':
     c.data.gap = 0.4
-    c.references.tag_tokens = 4
+    c.references.update(dict(tag_tokens=4, presence=4))
   else:
     _as_the_paper(c, base)
   return c

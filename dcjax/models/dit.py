@@ -121,7 +121,7 @@ class DiT(nn.Module):
         rope = rope_lib.table(rope_lib.grid_positions(*grid), c.split)
       tokens, rope_keys = self._embed(x), None
     else:
-      tokens = self._embed_all(x, references)
+      tokens = self._embed_all(x, references, grid)
       rope, rope_keys = reference_lib.tables(
         self.reference, references, grid, c.split
       )
@@ -160,7 +160,7 @@ class DiT(nn.Module):
       name='patch',
     )(x)
 
-  def _embed_all(self, x, references):
+  def _embed_all(self, x, references, grid):
     """The stream of video, references and tags: [b n d].
 
     A patch is one frame deep, so references are embedded as further frames.
@@ -170,13 +170,12 @@ class DiT(nn.Module):
     unknown = x.shape[-1] - pictures.shape[-1]
     pictures = jnp.pad(pictures, ((0, 0),) * 4 + ((0, unknown),))
     tokens = self._embed(jnp.concatenate([x, pictures], axis=1))
-    n = tokens.shape[1] * x.shape[1] // (x.shape[1] + pictures.shape[1])
+    n = math.prod(grid)
     patches = rearrange(
       tokens[:, n:], 'b (m n) d -> b m n d', m=pictures.shape[1]
     )
     embedding = ReferenceEmbedding(self.reference, self.dtype, name='reference')
-    extra = embedding(patches, references.tags.astype(self.dtype))
-    return jnp.concatenate([tokens[:, :n], extra], axis=1)
+    return embedding(tokens[:, :n], patches, references, grid)
 
   def _patch_init(self, key, shape, dtype=jnp.float32):
     """Xavier for the latents; zeros for the estimate of x0 after them."""

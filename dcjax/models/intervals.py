@@ -15,6 +15,12 @@ text stands in its middle (ReRoPE of MinT, Sec. 3.3):
 
   (3)  t~ = sum_n L clip((t - s_n) / (e_n - s_n), 0, 1)
   (4)  text of event n at (n - 1/2) L,  n = 1, 2, ...
+
+Rotations say little where time is short: over five latent frames all but two of
+their frequencies stand still, and none resolves the frames within one. What an
+interval says of each of these is its *presence*, which this project adds:
+
+  (5)  p(t) = clip(1 + k min(t - t0, t1 - t), 0, 1)    k frames a latent frame
 """
 
 from typing import Any
@@ -130,6 +136,26 @@ def table(
       for t, s in zip(summed, spatial, strict=True)
     )
   )
+
+
+def presence(interval: jax.Array, frames: int, parts: int) -> jax.Array:
+  """How much of each video frame an interval covers, Eq. (5).
+
+  Args:
+    interval: [... 2] latent times t0 <= t1.
+    frames: T, latent frames of the video.
+    parts: k, video frames of a latent frame; the first one has a single frame,
+      which stands for all of its parts.
+
+  Returns:
+    [... T k] in 0..1: one within the interval, and nothing a frame outside.
+  """
+  start, end = (interval[..., i, None, None] for i in (0, 1))
+  within = (jnp.arange(parts) + 1.0) / parts - 1.0
+  times = jnp.arange(frames)[:, None] + within[None]
+  times = times.at[0].set(0.0)[(None,) * (interval.ndim - 1)]
+  inside = jnp.minimum(times - start, end - times)
+  return jnp.clip(1.0 + parts * inside, 0.0, 1.0)
 
 
 def stretch(

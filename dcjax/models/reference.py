@@ -8,6 +8,10 @@ A reference is a picture, encoded as a one-frame video; its tag is the word that
 it belongs to, encoded by the text encoder on its own. Both carry the embedding
 of the reference's number and the rotation in time of its interval
 (`intervals`). Nothing of them is noised, and the loss reads the video only.
+
+Beyond the paper, the tokens of the video may be told who is there: each gets,
+for every reference, a learned vector for each of its latent frame's video
+frames, as far as the interval covers that frame (`ReferenceConfig.presence`).
 """
 
 import dataclasses
@@ -84,6 +88,8 @@ class ReferenceConfig:
     max_references: rows of the index embedding.
     tag_tokens: s, tokens of a word; 0 leaves the tags out.
     event_length: L of ReRoPE; 0 leaves the branch of timed captions out.
+    presence: video frames of a latent frame of which the video's tokens are
+      told who is there; 0 leaves them untold, as the paper does.
   """
 
   scheme: str = 'werope'
@@ -96,6 +102,7 @@ class ReferenceConfig:
   max_references: int = 16
   tag_tokens: int = 8
   event_length: float = 8.0
+  presence: int = 0
 
   def __post_init__(self):
     for key, names in _CHOICES.items():
@@ -117,25 +124,54 @@ _CHOICES = {
   'border': intervals.BORDERS,
   'rotate': ('qk', 'k'),
 }
-_LEAST = {'max_references': 1, 'tag_tokens': 0, 'event_length': 0, 'margin': 0}
+_LEAST = {
+  'max_references': 1,
+  'tag_tokens': 0,
+  'event_length': 0,
+  'margin': 0,
+  'presence': 0,
+}
 
 
 class ReferenceEmbedding(nn.Module):
-  """The added parameters outside the blocks: index embedding and tag MLP."""
+  """What is added outside the blocks: index embedding, tag MLP, presence.
+
+  Attributes:
+    config: what there is of them.
+    dtype: of the tokens.
+  """
 
   config: ReferenceConfig
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, patches: jax.Array, tags: jax.Array) -> jax.Array:
-    """patches [b m n d], tags [b m s text_width] -> tokens [b (mn + ms) d]."""
+  def __call__(
+    self,
+    video: jax.Array,
+    patches: jax.Array,
+    references: References,
+    grid: tuple[int, int, int],
+  ) -> jax.Array:
+    """The whole stream.
+
+    Args:
+      video: [b fhw d] tokens.
+      patches: [b m hw d] those of the pictures.
+      references: with m pictures.
+      grid: (f, h, w) of the video's tokens.
+
+    Returns:
+      [b (fhw + m hw + m s) d].
+    """
     b, m, _, width = patches.shape
     index = self.param(
       'index', nn.initializers.normal(0.02), (self.config.max_references, width)
     )
     index = index[None, :m, None].astype(self.dtype)
-    tokens = [(patches + index).reshape(b, -1, width)]
+    video = self._told_who_is_there(video, references, grid)
+    tokens = [video, (patches + index).reshape(b, -1, width)]
     if self.config.tag_tokens:
+      tags = references.tags.astype(self.dtype)
       y = Linear(width, dtype=self.dtype, name='tag_in')(tags)
       y = Linear(
         width,
@@ -145,6 +181,20 @@ class ReferenceEmbedding(nn.Module):
       )(nn.gelu(y))
       tokens.append((y + index).reshape(b, -1, width))
     return jnp.concatenate(tokens, axis=1)
+
+  def _told_who_is_there(self, video, references, grid):
+    """Intervals stay where pictures are hidden, and so does what they say."""
+    rows, parts = self.config.max_references, self.config.presence
+    if not parts:
+      return video
+    codes = self.param(
+      'presence', nn.initializers.zeros, (rows, parts, video.shape[-1])
+    )
+    there = intervals.presence(references.interval, grid[0], parts)
+    there = there * references.valid[..., None, None]
+    told = jnp.einsum('bmfp,mpd->bfd', there, codes[: there.shape[1]])
+    told = jnp.repeat(told, grid[1] * grid[2], axis=1)
+    return video + told.astype(video.dtype)
 
 
 def tables(
@@ -276,10 +326,17 @@ def attach(
     config: what is added.
     key: draws the index embedding and the first tag layer.
   """
+  one = References(
+    latents=jnp.zeros((1, 1, 1, 1, dit.channels)),
+    interval=jnp.zeros((1, 1, 2)),
+    valid=jnp.ones((1, 1), bool),
+    tags=jnp.zeros((1, 1, max(config.tag_tokens, 1), dit.text_width)),
+    tag_mask=jnp.ones((1, 1, max(config.tag_tokens, 1)), bool),
+  )
+  token = jnp.zeros((1, 1, dit.width))
   embedding = ReferenceEmbedding(config, jnp.float32)
-  patches = jnp.zeros((1, 1, 1, dit.width))
-  tags = jnp.zeros((1, 1, max(config.tag_tokens, 1), dit.text_width))
-  added = {'reference': embedding.init(key, patches, tags)['params']}
+  drawn = embedding.init(key, token, token[:, None], one, (1, 1, 1))
+  added = {'reference': drawn['params']}
   if config.event_length:
     branch = {
       name: jnp.array(x, jnp.float32)
