@@ -162,6 +162,7 @@ def main() -> None:
   add = parser.add_argument
   add('--seconds', type=float, default=4.0, help='for a measurement')
   add('--small', action='store_true', help='small sizes, to try this')
+  add('--name', default='device', help='first in the name of the file')
   add('--folder', type=Path, default=record.RESULTS, help='for the file')
   options = parser.parse_args()
   large = machine.backend() != 'cpu' and not options.small
@@ -198,7 +199,9 @@ def main() -> None:
           )
     found['attention'][case.name] = rows
     # After each, so that a run that is stopped has measured something.
-    path = record.write('device', found | {'after': clocks()}, options.folder)
+    path = record.write(
+      options.name, found | {'after': clocks()}, options.folder
+    )
   print(path)
 
 
