@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import latents as latents_lib
 from dcjax import stage as stage_lib
@@ -21,8 +20,6 @@ from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.models.reference import ReferenceConfig
 from dcjax.weights import reference as reference_lib
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 FRAMES, HEIGHT, WIDTH = 5, 16, 32
 

@@ -5,12 +5,9 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import mesh
 from dcjax.models.attention import attend
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 B, E = 2, 8
 EVERYTHING = {'window': 4, 'tail': 6, 'masked': True}

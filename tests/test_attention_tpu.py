@@ -4,12 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quick_compile  # noqa: F401
 
 from dcjax.models import attention_tpu, attention_xla
 from dcjax.models.attention_reach import Places, Reach
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 B, K, E = 2, 2, 16
 

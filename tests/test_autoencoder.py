@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import tree
 from dcjax.data.tokenizer import build_word_tokenizer
@@ -22,8 +21,6 @@ from dcjax.models.wan_vae import WanVAE
 from dcjax.weights.base import Base, load_base, save_base
 from dcjax.weights.networks import expected_params
 from dcjax.weights.outline import outline
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 # The paper's strides and one block a stage: 8 frames, 16 pixels.
 TINY = AutoencoderConfig(

@@ -10,15 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import lora, machine, tree
 from dcjax.models import attention_xla
 from dcjax.models.attention import attend
 from dcjax.models.attention_reach import Reach
 from dcjax.models.dit import DiT
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 B, N, K = 2, 200, 2
 # Keys, width of a head, whether some are hidden, half width of the window.

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import objective, optim, sampling, text_features, train, tree
 from dcjax.concept import Concept
@@ -20,8 +19,6 @@ from dcjax.finetuning import dataset, survey
 from dcjax.finetuning.run import Finetuning
 from dcjax.finetuning.showcase import Showcase
 from dcjax.stage import Stage
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import lora, machine, objective, recipes, tree
 from dcjax import stage as stage_lib
@@ -14,8 +13,6 @@ from dcjax.models.dit import DiT
 from dcjax.models.dit_config import SNAP_DIT_11B, WAN_1_3B, WAN_14B, DiTConfig
 from dcjax.models.vae_config import VAEConfig
 from dcjax.planning import flops
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 # One layer, since XLA counts the body of a loop once; wide, so that products
 # are nearly all there is to count.

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import generation, lora, sampling, storyboard, tree
 from dcjax.concept import Concept
@@ -17,8 +16,6 @@ from dcjax.errors import DcjaxError
 from dcjax.models.reference import ADDED, ReferenceConfig
 from dcjax.storyboard import Event, Reference, Storyboard
 from dcjax.weights import reference as reference_lib
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,6 @@ from absl import flags
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import generation, lora, main, personalization
 from dcjax.concept import Concept
@@ -20,11 +19,10 @@ from dcjax.data import video
 from dcjax.errors import DcjaxError
 from dcjax.weights.base import load_base
 
-pytestmark = [
-  pytest.mark.usefixtures('quick_compile'),
-  # How ml_collections loads a config, in this process for once.
-  pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning'),
-]
+# How ml_collections loads a config, in this process for once.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:.*load_module:DeprecationWarning'
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, SAMPLE = 'set_seq.py:tiny', 'sample.py'

@@ -9,15 +9,12 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax.errors import DcjaxError
 from dcjax.evals import items, making, s2vtime, study, world_items
 from dcjax.models.reference import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import load_base
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'study.py'
 

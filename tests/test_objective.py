@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import flow, lora, objective
 from dcjax.models.dit import DiT
 from dcjax.stage import Stage
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 STAGE = Stage('s', 'flow', 'clip', '.*', steps=1, batch=2, self_cond=0.9)
 

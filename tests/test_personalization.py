@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 import dcjax
 from dcjax import material as material_lib
@@ -19,8 +18,6 @@ from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.personalization import Personalization
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 @pytest.fixture(scope='module')

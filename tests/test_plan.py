@@ -6,7 +6,6 @@ import types
 import jax
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import machine, personalization, recipes, train, tree
 from dcjax.errors import DcjaxError
@@ -21,6 +20,8 @@ from dcjax.planning.forecast import Forecaster
 from dcjax.weights.base import Base, load_base
 from dcjax.weights.networks import expected_params
 from dcjax.weights.outline import nbytes, outline
+
+pytestmark = pytest.mark.usefixtures('as_users_compile')
 
 SET_SEQ = 'configs/set_seq.py'
 GIB = 2**30
@@ -295,7 +296,6 @@ def test_a_mistake_is_one_line(here, tmp_path, options, line):
 
 
 # Last: what is compiled quickly is for the rest of the file.
-@pytest.mark.usefixtures('quick_compile')
 def test_shapes_are_those_that_the_run_passes(tmp_path, monkeypatch):
   """State, frozen leaves, batch and context of every stage of a real run."""
   folder, passed = tiny.base_folder(tmp_path / 'base'), {}

@@ -30,6 +30,8 @@ from dcjax.planning.forecast import Forecaster
 from dcjax.weights.base import Base
 from dcjax.weights.networks import expected_params
 
+pytestmark = pytest.mark.usefixtures('as_users_compile')
+
 ALONE = dict.fromkeys(mesh.AXES, 1)
 ROOT = plan.Path(mesh.__file__).parents[1]
 

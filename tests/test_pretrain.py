@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import pretrain, pretrain_objective, sampling, train
 from dcjax import stage as stage_lib
@@ -18,8 +17,6 @@ from dcjax.errors import DcjaxError
 from dcjax.models.wan_vae import WanVAE
 from dcjax.weights.base import load_base
 from dcjax.weights.networks import expected_params
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 def tiny_config():

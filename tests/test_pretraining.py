@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import (
   latents,
@@ -34,8 +33,6 @@ from dcjax.models.dit_config import SNAP_DIT_11B
 from dcjax.pretraining import autoencoder, batches, encoding
 from dcjax.pretraining import run as pretraining
 from dcjax.weights.base import load_base, load_part
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 CAPTIONS = ('a red cat rolls', 'a blue dog jumps', 'a ball in the snow')

@@ -7,14 +7,10 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import lora, tree
 from dcjax.models.dit import DiT
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 # 32 tokens of 64 numbers, 5 words.
 DIT = dataclasses.replace(tiny.DIT, width=64, heads=4, mlp_width=160)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import optim, processes, train, tree
 from dcjax import state as state_lib
@@ -24,8 +23,6 @@ from dcjax.checkpoint import Checkpoints
 from dcjax.data import pipeline
 from dcjax.errors import DcjaxError
 from dcjax.stage import Optimizer, Stage
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 STAGE = Stage(
   's',

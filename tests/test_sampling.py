@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import lora, sampling, tree
 from dcjax.concept import Concept
 from dcjax.errors import DcjaxError
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 A, B = 'a red cat in the snow.', 'a blue dog.'
 

@@ -10,13 +10,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import mesh, recipes, sampling, sharding, tree
 from dcjax.errors import DcjaxError
 from dcjax.weights.base import load_base, save_base
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 def on(**sizes):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import lora, mesh, objective, optim, sharding, tree
 from dcjax import state as state_lib
@@ -17,8 +16,6 @@ from dcjax.alchemint import objective as alchemint
 from dcjax.models.dit import DiT
 from dcjax.models.reference import ReferenceConfig
 from dcjax.stage import Optimizer, Stage
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 WAN = dataclasses.replace(tiny.DIT, width=64, heads=4, mlp_width=96)
 PAPER = dataclasses.replace(

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import (
   flow,
@@ -36,8 +35,6 @@ from dcjax.storyboard import (
 )
 from dcjax.timed_conditions import Told
 from dcjax.weights import reference as reference_lib
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 PROMPT = 'a cat and a red ball in the snow.'
 QUICK = {'steps': 2, 'seconds': 1.0, 'guidance': Guidance(1.0, 0.5)}

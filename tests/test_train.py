@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import optim, train, tree
 from dcjax import state as state_lib
@@ -19,8 +18,6 @@ from dcjax.data import pipeline
 from dcjax.errors import DcjaxError
 from dcjax.objective import sample_keys
 from dcjax.stage import Optimizer, Stage
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 # Adam without memory: every parameter with a gradient moves by the rate.
 SIGNS = Optimizer(lr=0.125, betas=(0.0, 0.0), weight_decay=0.0, clip=0.0)

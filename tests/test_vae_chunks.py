@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from dcjax import sampling
 from dcjax.errors import DcjaxError
 from dcjax.models import vae_chunks
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
-
-pytestmark = pytest.mark.usefixtures('quick_compile')
 
 # Wan2.1's kind, with time halved at every level; Wan2.2's kind, with patches
 # and shortcuts, and time halved late.

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from dcjax import sampling
 from dcjax.data import captions
@@ -11,6 +12,8 @@ from dcjax.evals import base as evaluation
 from dcjax.evals import oracle
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import ASSETS
+
+pytestmark = pytest.mark.usefixtures('as_users_compile')
 
 FOLDER = ASSETS / 'world'
 

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from dcjax import recipes, tree
 from dcjax.data import video
@@ -117,15 +116,6 @@ def equal(a, b) -> bool:
 # ---- for tests that train and sample ---------------------------------------
 
 APPEARANCE, MOTION = 'a [v] cat in the snow.', 'the cat [u] jumps.'
-
-
-@pytest.fixture(scope='module')
-def quick_compile():
-  """Compiles three times faster, to slower code that means the same."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
 
 
 def trainable_base(**kwargs) -> Base:

@@ -8,6 +8,8 @@ import tiny
 from dcjax import sampling
 from dcjax.weights import base as base_lib
 
+pytestmark = pytest.mark.usefixtures('as_users_compile')
+
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
