@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import math
 from pathlib import Path
 import time
 from typing import Any
@@ -102,11 +101,7 @@ def arguments(program: Program, planned: programs.Run) -> tuple[Any, ...]:
 def measure(
   program: Program, planned: programs.Run, options: argparse.Namespace
 ) -> dict[str, Any]:
-  """Times in ms, of compiling in seconds, and bytes at the peak.
-
-  Raises:
-    DcjaxError: the numbers of a step are not finite.
-  """
+  """Times in ms, of compiling in seconds, and bytes at the peak."""
   given = arguments(program, planned)
   began = time.perf_counter()
   compiled = program.jitted.lower(*given).compile()
@@ -123,9 +118,8 @@ def measure(
   seconds = record.runs(
     call, warm=WARM, most=options.steps, budget=options.seconds
   )
+  # That the numbers were alive: null in the file if they were not finite.
   seen = result[1]['loss'] if program.trains else jnp.std(result)
-  if not math.isfinite(seen):
-    raise DcjaxError(f'{program.name} is not finite on random weights')
   stats = jax.devices()[0].memory_stats() or {}
   return {
     'compile': spent,

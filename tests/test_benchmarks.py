@@ -1,0 +1,99 @@
+"""What benchmarks measure with: random weights, times, records of failures."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def beside():
+  """Benchmarks are scripts, that find each other in their folder."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, 'path', [str(ROOT / 'benchmarks'), *sys.path])
+    yield
+
+
+def test_weights_are_random_and_of_the_size_of_a_model():
+  import step
+
+  shape = jax.ShapeDtypeStruct
+  found = step.drawn(
+    {
+      'up': {
+        'kernel': shape((2, 64, 96), jnp.bfloat16),
+        'bias': shape((2, 96), jnp.float32),
+      },
+      'norm': {'scale': shape((64,), jnp.float32)},
+      'latents': shape((1, 2, 4, 4, 8), jnp.float32),
+      'mask': shape((2, 5), jnp.bool_),
+      'prompt': shape((3,), jnp.int32),
+    }
+  )
+  kernel = np.float32(found['up']['kernel'])
+  assert found['up']['kernel'].dtype == jnp.bfloat16
+  assert kernel.std() == pytest.approx(64**-0.5, rel=0.05)
+  # No layer is another's copy.
+  assert not np.array_equal(kernel[0], kernel[1])
+  assert found['up']['bias'].std() == pytest.approx(0.02, rel=0.2)
+  assert found['norm']['scale'].mean() == pytest.approx(1.0, abs=0.1)
+  assert found['latents'].std() == pytest.approx(1.0, rel=0.2)
+  assert found['mask'].all() and not found['prompt'].any()
+
+
+def test_at_least_two_runs_count_and_warming_up_does_not():
+  import record
+
+  calls = []
+  assert len(record.runs(lambda: calls.append(1), warm=3, most=5, budget=0)) > 1
+  assert len(calls) == 3
+  seconds = record.runs(lambda: calls.append(1), warm=3, most=5, budget=60)
+  assert (len(seconds), len(calls)) == (5, 3 + 3 + 5)
+  found = record.spread([0.001, 0.004, 0.002])
+  expected = {'ms': 2.0, 'least': 1.0, 'most': 4.0, 'runs': 3}
+  assert found == pytest.approx(expected)
+
+
+LOG = """
+tests/test_a.py::test_one[x y] PASSED [ 50%]
+tests/test_a.py::test_two SKIPPED (no GPU) [ 70%]
+tests/test_a.py::test_three FAILED [100%]
+E   ModuleNotFoundError: No module named 'einops.layers'
+=========================== short test summary info ============================
+SKIPPED [1] tests/test_a.py:7: no GPU
+FAILED tests/test_a.py::test_three - ModuleNotFoundError
+"""
+
+
+def test_what_failed_is_recorded_with_its_reason(tmp_path):
+  import gather
+
+  (tmp_path / 'parts.tsv').write_text(
+    'tests\t1\t12\t90\tpython -m pytest\n'
+    'paper\t124\t150\t150\tpython step.py\n'
+    'wan\t77\t0\t0\tpython step.py\n'
+  )
+  (tmp_path / 'tests.log').write_text(LOG)
+  (tmp_path / 'paper.log').write_text('Compiling\nKeyboardInterrupt\n')
+  (tmp_path / 'paper-2026-01-01-gpu.json').write_text(
+    '{"date": "2026-01-01", "programs": [1]}'
+  )
+  found = gather.parts(tmp_path)
+  ends = {name: row['end'] for name, row in found.items()}
+  assert ends == {
+    'tests': 'failed with exit code 1',
+    'paper': 'out of time',
+    'wan': 'not begun',
+  }
+  tests = found['tests']
+  assert tests['counts'] == dict(PASSED=1, FAILED=1, ERROR=0, SKIPPED=1)
+  assert tests['missing'] == ['einops.layers']
+  assert len(tests['why']) == 2
+  assert found['paper']['found'] == {'programs': [1]}
+  assert found['paper']['log'] == ['Compiling', 'KeyboardInterrupt']
+  assert 'found' not in found['wan']
