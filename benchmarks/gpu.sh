@@ -7,11 +7,11 @@
 #
 # Tests that say something about the device; its ceilings; a training step and
 # a step of a sampling of the paper's base and of Wan, in their true sizes on
-# random weights: their time, and their memory beside the plan's forecast. A part
-# that fails or runs out of time is recorded as such, and the next one begins.
+# random weights: their time, and their memory beside the plan's forecast. What
+# fails or runs out of time is recorded as such, and the next part begins.
 # The result is benchmarks/results/DATE-MACHINE.json.
 #
-# Needs Python 3.11 with jax for its device, flax, optax and orbax-checkpoint; no
+# Needs Python 3.11 with jax for its device, flax, optax, orbax-checkpoint; no
 # network. WHEELS is a folder of wheels of what else it needs, all pure Python,
 # which are installed into a folder that is deleted afterwards:
 #
@@ -20,9 +20,10 @@
 #   pytest  pluggy  iniconfig  packaging            the tests (pytest reads
 #                                    Pygments, which flax brings with rich)
 #
-# Nothing here imports grain, transformers, tokenizers, safetensors, av, PIL,
-# tensorboardX, tensorflow_datasets, pytest-xdist or pytest-timeout. No base is
-# downloaded. JOB is as of step.py, with its options behind it:
+# Nothing of the usual run imports grain, transformers, tokenizers, safetensors,
+# av, PIL, tensorboardX, tensorflow_datasets, pytest-xdist or pytest-timeout. A
+# job on a base that is here, such as `tiny`, has transformers read its words;
+# no base is downloaded. JOB is as of step.py, with its options behind it:
 # 'configs/set_seq.py:wan_1_3b --set=remat=full'. TOTAL changes the 530 seconds,
 # TESTS the 90 of them that are for the tests, and PYTHON is what runs it all.
 set -uo pipefail

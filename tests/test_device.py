@@ -17,6 +17,10 @@ from dcjax.models.attention import attend
 from dcjax.models.attention_reach import Reach
 from dcjax.models.dit import DiT
 
+HERE = jax.default_backend()
+# An accelerator is asked about programs such as it trains with.
+pytestmark = [pytest.mark.usefixtures('as_users_compile')] * (HERE != 'cpu')
+
 B, N, K = 2, 200, 2
 # Keys, width of a head, whether some are hidden, half width of the window.
 CASES = {
@@ -72,7 +76,7 @@ DITS = {
 
 
 @pytest.mark.skipif(
-  jax.default_backend() == 'cpu',
+  HERE == 'cpu',
   reason='compares an accelerator with its host; there is none here',
 )
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -102,7 +106,7 @@ def test_a_step_on_the_device_is_that_of_its_host(layout, dtype):
       found = jax.jit(jax.value_and_grad(loss))(leaves, frozen, x, text)
       return jax.tree.map(np.asarray, found)
 
-  here, host = step(jax.default_backend(), dtype), step('cpu', 'float32')
+  here, host = step(HERE, dtype), step('cpu', 'float32')
   share = {'float32': 1e-3, 'bfloat16': 0.05}[dtype]
   assert here[0] == pytest.approx(host[0], rel=share)
   norm = lambda tree: np.sqrt(sum(np.sum(a**2) for a in jax.tree.leaves(tree)))

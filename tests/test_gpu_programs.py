@@ -28,7 +28,10 @@ from dcjax.planning import run as plan
 from dcjax.planning.forecast import Forecaster
 from dcjax.weights import outline
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('cudnn')]
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.usefixtures('as_users_compile', 'cudnn'),
+]
 
 ROOT = plan.Path(mesh.__file__).parents[1]
 LAYERS = 2
