@@ -82,3 +82,24 @@ def test_a_loop_that_widens_what_it_reads_copies_it_whole():
   weights = jax.ShapeDtypeStruct((10, N, N), jnp.bfloat16)
   narrow, wide = (peak(loss, X, weights, widens=w) for w in (False, True))
   assert wide == narrow + 10
+
+
+def test_results_lie_where_arguments_were_given_away():
+  def step(x, y):
+    return x @ y, y @ y
+
+  assert peak(step, X, X) == 2
+  assert peak(step, X, X, donated=[True, False]) == 1
+  assert peak(step, X, X, donated=[True, True]) == 0
+
+
+def test_what_is_given_away_makes_no_room_before_its_result():
+  """The gradient and what it needs are there while the state still is."""
+
+  def step(state, x):
+    y = jnp.tanh(x @ x)
+    for _ in range(3):
+      y = jnp.tanh(y @ y)
+    return state + y
+
+  assert peak(step, X, X, donated=[True, False]) == 2

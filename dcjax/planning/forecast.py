@@ -196,16 +196,11 @@ def _beside(program: Program, platform: str) -> int:
   """Most bytes alive at once beside the arguments, by `liveness`."""
   with machine.programs_for(platform):
     traced = program.trace()
-  jaxpr = traced.jaxpr.jaxpr
-  # Results that lie where a donated argument lay.
-  again = sum(
-    liveness.nbytes(v.aval)
-    for v, info in zip(
-      jaxpr.invars, jax.tree.leaves(traced.args_info), strict=True
-    )
-    if info.donated
+  return liveness.peak_bytes(
+    traced.jaxpr.jaxpr,
+    widens=platform == 'cpu',
+    donated=[x.donated for x in jax.tree.leaves(traced.args_info)],
   )
-  return liveness.peak_bytes(jaxpr, widens=platform == 'cpu') - again
 
 
 def _gathered(program: Program) -> int:

@@ -16,6 +16,7 @@ whatever its shapes. What this leaves out: layouts that pad, workspaces of
 kernels, and arrays that a machine computes in another type.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
 from typing import Any
@@ -40,7 +41,9 @@ _CALLS = frozenset(
 )
 
 
-def peak_bytes(jaxpr: core.Jaxpr, *, widens: bool = False) -> int:
+def peak_bytes(
+  jaxpr: core.Jaxpr, *, widens: bool = False, donated: Sequence[bool] = ()
+) -> int:
   """Most memory that is alive at once beside the arguments, in bytes.
 
   Args:
@@ -48,8 +51,23 @@ def peak_bytes(jaxpr: core.Jaxpr, *, widens: bool = False) -> int:
     widens: whether arrays that a loop reads slice by slice, to compute with
       them in a wider type, are widened whole before it. XLA does so for CPUs:
       a float32 copy of all layers of a bfloat16 base.
+    donated: of each argument, whether it is given away: a result of its shape
+      and type then lies where it lay.
   """
-  return _peak(jaxpr, [True] * len(jaxpr.outvars), 0, widens)
+  asked = [True] * len(jaxpr.outvars)
+  return _peak(jaxpr, asked, 0, widens, _in_place(jaxpr, donated))
+
+
+def _in_place(jaxpr: core.Jaxpr, donated: Sequence[bool]) -> list[bool]:
+  """Of each result, whether it lies where an argument lay."""
+  kind = lambda v: (getattr(v.aval, 'shape', ()), str(v.aval))
+  given = zip(jaxpr.invars, donated, strict=bool(donated))
+  places = collections.Counter(kind(v) for v, gone in given if gone)
+  found = []
+  for result in jaxpr.outvars:
+    found.append(places[kind(result)] > 0)
+    places[kind(result)] -= found[-1]
+  return found
 
 
 def nbytes(aval: Any) -> int:
@@ -78,16 +96,17 @@ class _Program:
   Attributes:
     sizes: bytes of each value.
     equations: in order, without those that nothing needs.
-    results: the values that are asked for.
+    outs: what it gives, in order.
+    results: those of them that are asked for.
   """
 
   def __init__(self, jaxpr: core.Jaxpr, asked: list[bool]):
     self.sizes: list[int] = []
     self.equations: list[_Equation] = []
     self.arguments = [self._new(v) for v in jaxpr.invars]
-    outs = self._inline(jaxpr, self.arguments)
+    self.outs = self._inline(jaxpr, self.arguments)
     self.results = {
-      v for v, wanted in zip(outs, asked, strict=True) if wanted and v >= 0
+      v for v, wanted in zip(self.outs, asked, strict=True) if wanted and v >= 0
     }
     self.needed = set(self.results)
     kept = []
@@ -142,9 +161,15 @@ def _open(jaxpr: Any) -> core.Jaxpr:
 
 
 def _peak(
-  jaxpr: core.Jaxpr, asked: list[bool], slices: int, widens: bool
+  jaxpr: core.Jaxpr,
+  asked: list[bool],
+  slices: int,
+  widens: bool,
+  in_place: Sequence[bool] = (),
 ) -> int:
   """`peak_bytes` where the last arguments are slices of arrays outside.
+
+  Results that are made in place take no memory.
 
   Such a slice takes memory if something heavy reads it: that of a kernel, one
   layer of a scanned model, is copied out of the stack of all.
@@ -154,6 +179,9 @@ def _peak(
   first = len(program.arguments) - slices
   free = set(program.arguments[:first])
   free.update(v for v in program.arguments[first:] if v not in stored)
+  free.update(
+    v for v, here in zip(program.outs, in_place, strict=False) if here
+  )
   dies = _last_uses(program, stored)
   size = lambda values: sum(
     program.sizes[v] for v in values if v not in free and v in program.needed

@@ -246,13 +246,18 @@ def _advice(
 ) -> advice.Advice:
   """Settings with which all programs fit, by counting."""
   usable = forecaster.topology.device.usable
-  large = [row['name'] for row in found['programs'] if row['total'] > usable]
+  totals = {row['name']: row['total'] for row in found['programs']}
+  large = [name for name, total in totals.items() if total > usable]
+  # What XLA was asked about may take more than a count knows of.
+  counted = _peaks(config, forecaster, laid.sizes, large)
+  scale = {name: max(totals[name] / counted[name], 1.0) for name in large}
 
   def peak(changed, names):
     sizes = laid.sizes
     if forecaster.topology.chips > 1:
       sizes = layout.of_job(changed, forecaster.topology).sizes
-    return max(_peaks(changed, forecaster, sizes, names).values())
+    found = _peaks(changed, forecaster, sizes, names)
+    return int(max(scale[name] * found[name] for name in names))
 
   size = found['format']
   format = (size['frames'], size['height'], size['width'])
