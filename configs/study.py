@@ -31,6 +31,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.task = 'study'
   c.name = 'study'
   c.training = recipe.alchemint('world')
+  # Rotations are compared as the paper has them: alone.
+  c.training.references.presence = 0
   c.benchmark = ConfigDict(
     dict(source='world', count=64, seed=1, again=8, rendered=False)
   )
@@ -58,6 +60,10 @@ def _alchemint() -> dict[str, dict]:
     ),
     'werope_margin': dict(training={'references.anchors': 'margin'}),
     'werope_keys': dict(training={'references.rotate': 'k'}, seeds=(0,)),
+    'presence': dict(training={'references.presence': 4}),
+    'presence_norope': dict(
+      training={'references.presence': 4, 'references.scheme': 'norope'}
+    ),
     'no_tags': dict(training={'references.tag_tokens': 0}),
     # The events' sentences are in the caption: one text for all.
     'one_text': dict(training={'references.event_length': 0.0}, seeds=(0,)),
