@@ -32,6 +32,9 @@ PREEMPTED = 143
 
 # Seconds: images are pulled at different speeds. DCJAX_START_TIMEOUT is others.
 START_TIMEOUT = 600.0
+# And until a process that says nothing any more is given up, and the job ends;
+# DCJAX_SILENCE is others.
+SILENCE = 100.0
 
 _MODES = ('', 'auto', 'off')
 # What jax reads of Slurm; a shell that is no step of a job has not all of them.
@@ -128,7 +131,8 @@ def initialize(
   if group is None:
     return
   if timeout is None:
-    timeout = _seconds(os.environ)
+    timeout = _seconds(os.environ, 'DCJAX_START_TIMEOUT', START_TIMEOUT)
+  silence = _seconds(os.environ, 'DCJAX_SILENCE', SILENCE)
   if group != DETECTED:
     roll_call.meet(group.coordinator, group.count, group.index, timeout)
 
@@ -141,6 +145,7 @@ def initialize(
       # What is given is all: nothing is asked of a cluster that may be around.
       cluster_detection_method=None if group == DETECTED else 'deactivate',
       initialization_timeout=int(timeout),
+      heartbeat_timeout_seconds=int(silence),
     )
   except (ImportError, RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())
@@ -283,14 +288,12 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
   return int(text)
 
 
-def _seconds(environ: Mapping[str, str]) -> float:
-  text = environ.get('DCJAX_START_TIMEOUT') or str(START_TIMEOUT)
+def _seconds(environ: Mapping[str, str], name: str, usual: float) -> float:
+  text = environ.get(name) or str(usual)
   try:
     seconds = float(text)
   except ValueError:
     seconds = 0.0
   if not 1.0 <= seconds <= 1e6:
-    raise DcjaxError(
-      f'DCJAX_START_TIMEOUT is {text!r}; expected seconds, 1 or more'
-    )
+    raise DcjaxError(f'{name} is {text!r}; expected seconds, 1 or more')
   return seconds

@@ -22,14 +22,6 @@ GRID = (3, 2, 3)
 LAYOUTS = {'wan': tiny.DIT, 'paper': tiny.PAPER_DIT}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Much is compiled here and little is run."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @functools.cache
 def _drawn():
   k = jax.random.split(jax.random.key(0), 3)

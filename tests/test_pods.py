@@ -28,6 +28,7 @@ def start(workdir, sizes, count, *event, devices=1, steps=STEPS):
     'DCJAX_COORDINATOR': f'localhost:{port}',
     'DCJAX_PROCESS_COUNT': str(count),
     'DCJAX_START_TIMEOUT': '100',
+    'DCJAX_SILENCE': '20',
   }
   job = [sys.executable, str(ROOT / 'tests/pod_job.py'), str(workdir), sizes]
   return [
@@ -98,7 +99,7 @@ def test_two_processes_learn_what_one_does(tmp_path, alone):
 def killed(tmp_path_factory):
   """The folder of a run of two processes, one of which was killed.
 
-  The other notices when its partner has been silent for a hundred seconds.
+  The other notices when its partner has been silent for a while.
   """
   workdir = tmp_path_factory.mktemp('killed')
   codes, _, _ = finish(start(workdir, 'fsdp=2', 2, 'SIGKILL', 5, 1))

@@ -98,10 +98,11 @@ def test_a_mistake_says_what_would_be_accepted(given, environ, line):
     processes.find(*given, environ=environ)
 
 
+@pytest.mark.parametrize('name', ['DCJAX_START_TIMEOUT', 'DCJAX_SILENCE'])
 @pytest.mark.parametrize('text', ['soon', '0', '-3', 'nan'])
-def test_an_impossible_timeout_is_refused(monkeypatch, text):
-  monkeypatch.setenv('DCJAX_START_TIMEOUT', text)
-  with pytest.raises(DcjaxError, match='expected seconds, 1 or more'):
+def test_an_impossible_timeout_is_refused(monkeypatch, name, text):
+  monkeypatch.setenv(name, text)
+  with pytest.raises(DcjaxError, match=f'{name} .*expected seconds, 1 or more'):
     processes.initialize('localhost:1', 2, 1)
 
 

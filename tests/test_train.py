@@ -158,7 +158,8 @@ def test_samples_have_the_same_noise_in_any_microbatch(accumulate):
   (_, after), parts = one_step(stage, noisy, batch)
   np.testing.assert_allclose(b1(after), b1(whole), rtol=1e-6)
   for name in ('loss', 'draw', 'square'):
-    np.testing.assert_allclose(parts[name], seen[name], rtol=1e-6)
+    # Sums of 600 equal terms, which compilers order as they like.
+    np.testing.assert_allclose(parts[name], seen[name], rtol=1e-5)
 
 
 # ---- dropout -----------------------------------------------------------------
