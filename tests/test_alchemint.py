@@ -18,7 +18,7 @@ from dcjax.data import subjects
 from dcjax.data.subjects import AnnotatedClip, Subject, TimedText
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
-from dcjax.models.reference import ReferenceConfig
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 
 FRAMES, HEIGHT, WIDTH = 5, 16, 32

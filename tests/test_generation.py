@@ -13,7 +13,8 @@ from dcjax import generation, lora, sampling, storyboard, tree
 from dcjax.concept import Concept
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
-from dcjax.models.reference import ADDED, ReferenceConfig
+from dcjax.models.reference import ADDED
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.storyboard import Event, Reference, Storyboard
 from dcjax.weights import reference as reference_lib
 

@@ -29,7 +29,8 @@ LEVELS = """
   models.attention
   models.text_config  models.layers  models.resampling  models.dit_config
   models.intervals  models.wan_vae  models.text  models.autoencoder_config
-  models.reference  models.block  models.autoencoder
+  models.reference_config  models.block  models.autoencoder
+  models.reference
   models.dit  models.vae
   models.vae_chunks  planning.flops  planning.advice
   planning.layout

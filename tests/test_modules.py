@@ -22,8 +22,6 @@ from dcjax.models.dit import DiT
 from dcjax.planning import collectives, topology
 from dcjax.stage import Optimizer, Stage
 
-pytestmark = pytest.mark.usefixtures('as_users_compile')
-
 # No two products have one shape: 120 tokens, 256 wide, 5 words of 16.
 DIT = dataclasses.replace(tiny.DIT, width=256, heads=4, mlp_width=320)
 TOKENS = 120

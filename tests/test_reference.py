@@ -16,7 +16,8 @@ from dcjax.models import dit_config
 from dcjax.models import reference as lib
 from dcjax.models.block import Block
 from dcjax.models.dit import DiT
-from dcjax.models.reference import Events, ReferenceConfig, References
+from dcjax.models.reference import Events, References
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import reference as weights
 
 CONFIG = ReferenceConfig(max_references=4, tag_tokens=3)

@@ -14,7 +14,7 @@ from dcjax import state as state_lib
 from dcjax import step as step_lib
 from dcjax.alchemint import objective as alchemint
 from dcjax.models.dit import DiT
-from dcjax.models.reference import ReferenceConfig
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.stage import Optimizer, Stage
 
 WAN = dataclasses.replace(tiny.DIT, width=64, heads=4, mlp_width=96)

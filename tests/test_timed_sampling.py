@@ -25,7 +25,8 @@ from dcjax.concept import Concept
 from dcjax.data import subjects
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
-from dcjax.models.reference import Events, ReferenceConfig, References
+from dcjax.models.reference import Events, References
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.storyboard import (
   Event,
   Guidance,

@@ -21,7 +21,7 @@ from dcjax.data import casting, coverage
 from dcjax.data import prompts as prompts_lib
 from dcjax.data.subjects import AnnotatedClip
 from dcjax.models import intervals
-from dcjax.models.reference import ReferenceConfig
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights.base import Base
 
 # Of what is cached: latents are of about unit variance.

@@ -25,7 +25,7 @@ from dcjax.data import pipeline, subjects, timeline
 from dcjax.data.subjects import AnnotatedClip
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
-from dcjax.models.reference import ReferenceConfig
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import Base
 
@@ -88,13 +88,13 @@ class Training:
     """The transformer with what is added, and LoRA leaves if there are any."""
     c = self.config
     keys = jax.random.split(jax.random.key(c.seed), 2)
-    base = reference_lib.fresh(self.base, self.references, keys[0])
-    transformer = base.params['transformer']
     if c.init:
       base = reference_lib.equip(self.base, c.init)
+      base = reference_lib.with_presence(base, self.references.presence)
       _check_same(base.reference, self.references, c.init)
-      trained = tree.flatten(base.params['transformer'])
-      transformer = tree.unflatten(tree.flatten(transformer) | trained)
+    else:
+      base = reference_lib.fresh(self.base, self.references, keys[0])
+    transformer = base.params['transformer']
     if c.lora.rank:
       transformer = lora.attach(
         transformer, c.lora.targets, c.lora.rank, keys[1], side=c.lora.side
@@ -194,9 +194,6 @@ def record(folder: Path, config: ConfigDict, steps: int, workdir: Path) -> None:
 def _check_same(
   found: ReferenceConfig, wanted: ReferenceConfig, folder: str
 ) -> None:
-  # What tells the video who is there begins at zero, and may come later.
-  if not found.presence:
-    found = dataclasses.replace(found, presence=wanted.presence)
   if found != wanted:
     raise DcjaxError(
       f'config.init: {folder} was trained with {found}, and config.references '

@@ -24,12 +24,8 @@ from dcjax.models import rope as rope_lib
 from dcjax.models.block import Block
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.layers import Linear, layer_norm, modulate, sinusoid
-from dcjax.models.reference import (
-  Events,
-  ReferenceConfig,
-  ReferenceEmbedding,
-  References,
-)
+from dcjax.models.reference import Events, ReferenceEmbedding, References
+from dcjax.models.reference_config import ReferenceConfig
 
 
 def _keeping(*names):

@@ -198,6 +198,12 @@ def _size(config, format, large, sizes) -> Changes:
 
 
 LEVERS = (
-  *(_accumulate, _split, _remat, _tokens),
-  *(_dtype, _rank, _frames, _size),
+  _accumulate,
+  _split,
+  _remat,
+  _tokens,
+  _dtype,
+  _rank,
+  _frames,
+  _size,
 )

@@ -10,7 +10,8 @@ from dcjax import flow, lora, sampling, timed_plan, timed_sampling
 from dcjax.alchemint import objective as objective_lib
 from dcjax.alchemint import run as run_lib
 from dcjax.models.dit import DiT
-from dcjax.models.reference import Events, ReferenceConfig, References
+from dcjax.models.reference import Events, References
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.planning import flops
 from dcjax.planning.program import Passes, Shape
 from dcjax.planning.programs import Run

@@ -60,13 +60,15 @@ def peak_bytes(
 
 def _in_place(jaxpr: core.Jaxpr, donated: Sequence[bool]) -> list[bool]:
   """Of each result, whether it lies where an argument lay."""
-  kind = lambda v: (getattr(v.aval, 'shape', ()), str(v.aval))
-  given = zip(jaxpr.invars, donated, strict=bool(donated))
-  places = collections.Counter(kind(v) for v, gone in given if gone)
+  if not donated:
+    return [False] * len(jaxpr.outvars)
+  given = zip(jaxpr.invars, donated, strict=True)
+  places = collections.Counter(str(v.aval) for v, gone in given if gone)
   found = []
   for result in jaxpr.outvars:
-    found.append(places[kind(result)] > 0)
-    places[kind(result)] -= found[-1]
+    kind = str(result.aval)
+    found.append(places[kind] > 0)
+    places[kind] -= found[-1]
   return found
 
 
@@ -169,10 +171,9 @@ def _peak(
 ) -> int:
   """`peak_bytes` where the last arguments are slices of arrays outside.
 
-  Results that are made in place take no memory.
-
   Such a slice takes memory if something heavy reads it: that of a kernel, one
-  layer of a scanned model, is copied out of the stack of all.
+  layer of a scanned model, is copied out of the stack of all. Results that are
+  made in place take none.
   """
   program = _Program(jaxpr, asked)
   stored = _stored(program)

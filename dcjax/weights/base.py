@@ -28,7 +28,7 @@ from dcjax.data.tokenizer import load_tokenizer
 from dcjax.errors import DcjaxError
 from dcjax.models import vae as vae_lib
 from dcjax.models.dit_config import DiTConfig
-from dcjax.models.reference import ReferenceConfig
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.models.text_config import TextConfig
 from dcjax.weights import (
   container,

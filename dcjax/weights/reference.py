@@ -19,7 +19,7 @@ import numpy as np
 from dcjax import lora, sharding, tree
 from dcjax.errors import DcjaxError
 from dcjax.models import reference as reference_lib
-from dcjax.models.reference import ReferenceConfig
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import container
 from dcjax.weights import folder as folder_lib
 from dcjax.weights.base import Base
@@ -106,6 +106,18 @@ def fresh(base: Base, config: ReferenceConfig, key: jax.Array) -> Base:
     base.params['transformer'], base.dit, config, key
   )
   params = {**base.params, 'transformer': transformer}
+  return dataclasses.replace(base, params=params, reference=config)
+
+
+def with_presence(base: Base, parts: int) -> Base:
+  """An equipped base with presence of so many parts, which says nothing yet."""
+  if base.reference.presence or not parts:
+    return base
+  transformer = base.params['transformer']
+  rows, width = transformer['reference']['index'].shape
+  codes = {'reference': {'presence': jnp.zeros((rows, parts, width))}}
+  params = {**base.params, 'transformer': tree.combine(transformer, codes)}
+  config = dataclasses.replace(base.reference, presence=parts)
   return dataclasses.replace(base, params=params, reference=config)
 
 
