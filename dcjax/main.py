@@ -84,8 +84,10 @@ def main(argv: list[str]) -> None:
       f'config.task {task!r} runs in one process; several can '
       f'{", ".join(TOGETHER)}'
     )
+  from dcjax import machine, mesh
+
+  machine.tell_xla()
   processes.initialize(*_group(), preemption=task in TRAINING)
-  from dcjax import mesh
 
   task = importlib.import_module(TASKS[task])
   with mesh.use(mesh.of_config(config)), _one_voice():

@@ -21,9 +21,13 @@ from dcjax.errors import DcjaxError
 
 Rule = tuple[str, tuple[str | None, ...]]
 
+# Kernels that are read once a sample, not once a token: what they are given is
+# small beside them. It is gathered, and they stay where they are.
+BY_SAMPLE = r'modulation/(dense/)?kernel$'
 RULES: tuple[Rule, ...] = (
   # Every device has its own copy of what a LoRA trains.
   (r'/lora/', ()),
+  (BY_SAMPLE, (None, 'fsdp')),
   # Heads and the MLP's width: columns of what makes them, rows of what reads.
   (r'attn/[qkv]/kernel$|mlp/up/kernel$', ('fsdp', 'tensor')),
   (r'attn/o/kernel$|mlp/down/kernel$', ('tensor', 'fsdp')),

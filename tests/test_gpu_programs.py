@@ -86,7 +86,7 @@ def compiled(base, remat, layers, estimate, sizes):
   where = topology.find('h200' if chips == 1 else f'h200:{chips}')
   with machine.programs_for('gpu'):
     lowered = Forecaster(where, 'compile')._lower(program)
-  found = lowered.compile(compiler_options=forecast._NO_TRIALS)
+  found = lowered.compile(compiler_options=forecast.OPTIONS['gpu'])
   return run, program, found, Forecaster(where, 'count').count(program)
 
 

@@ -1,6 +1,7 @@
 """What ran, and where."""
 
 import json
+import os
 import platform
 import subprocess
 
@@ -34,6 +35,17 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
   monkeypatch.setattr(subprocess, 'run', missing)
   assert machine.describe()['commit'] is None
+
+
+def test_what_a_user_tells_xla_counts(monkeypatch):
+  sync = '--xla_enable_async_all_gather=false'
+  monkeypatch.setenv('LIBTPU_INIT_ARGS', sync)
+  machine.tell_xla()
+  told = os.environ['LIBTPU_INIT_ARGS'].split()
+  assert told[-1] == sync
+  assert sync.replace('false', 'true') in told
+  machine.tell_xla()
+  assert os.environ['LIBTPU_INIT_ARGS'].split() == told
 
 
 def test_peak_memory_is_in_gigabytes_and_only_grows():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ import tiny
 from dcjax import (
   flow,
   lora,
+  mesh,
   sampling,
+  sharding,
   timed_concepts,
   timed_conditions,
   timed_plan,
@@ -544,6 +547,25 @@ def test_a_concept_changes_the_video(base, equipped, folder, files, timing):
     with_concept(folder, files[0], timing=timing, identity=0.2),
   )
   assert (first != later).any() and (first != weaker).any()
+
+
+@pytest.mark.parametrize(
+  'sizes', [dict(data=2, context=2), dict(fsdp=2, tensor=2)], ids=str
+)
+def test_on_a_mesh_it_is_the_same(base, equipped, folder, files, sizes):
+  """With a reference, a timed caption and a concept that comes and goes."""
+  told = dataclasses.replace(
+    with_concept(folder, files[0], 'a [v] cat and a red ball in the snow.'),
+    references=[ball(folder)],
+    events=[Event('the cat jumps.', 0.0, 0.5)],
+  )
+  alone = make(base, equipped, told).astype(int)
+  with mesh.use(mesh.make(sizes, jax.devices()[: math.prod(sizes.values())])):
+    placed = dataclasses.replace(
+      equipped, params=sharding.place(equipped.params)
+    )
+    spread = make(base, placed, told).astype(int)
+  assert np.abs(spread - alone).max() <= 1
 
 
 def test_several_concepts_have_gates_of_their_own(

@@ -35,8 +35,11 @@ from dcjax.planning.topology import Topology
 METHODS = ('', 'compile', 'count')
 # What a count leaves out: on TPUs, layouts that pad.
 MARGIN = {'cpu': 1.05, 'gpu': 1.0, 'tpu': 1.3}
-# There is no GPU to try kernels on: products are those of cuBLAS.
-_NO_TRIALS = {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
+OPTIONS = {
+  # There is no GPU to try kernels on: products are those of cuBLAS.
+  'gpu': {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False},
+  'tpu': machine.TPU_OPTIONS,
+}
 # Memory of Python, JAX and its compiler, where that is the device's.
 PROCESS = {'cpu': 1_000_000_000, 'gpu': 0, 'tpu': 0}
 # Programs that are compiled side by side.
@@ -167,9 +170,7 @@ class Forecaster:
     platform = self.topology.device.platform
     resident = program.resident + PROCESS[platform]
     try:
-      compiled = lowered.compile(
-        compiler_options=_NO_TRIALS if platform == 'gpu' else None
-      )
+      compiled = lowered.compile(compiler_options=OPTIONS.get(platform))
     except jax.errors.JaxRuntimeError as error:
       used = _used(str(error))
       if used:
@@ -207,7 +208,7 @@ def _gathered(program: Program) -> int:
   """Bytes of the kernels of a layer that is there whole, and of the next."""
   once, layers = 0, 0
   for name, x, spec in program.leaves:
-    if any(entry and 'fsdp' in str(entry) for entry in spec):
+    if traffic.is_gathered(name, spec):
       whole = shard_bytes(x, spec, program.mesh | {'fsdp': 1})
       if 'blocks/' in name and 'opt_state' not in name:
         layers += whole // x.shape[0]

@@ -6,9 +6,9 @@ and activations in bfloat16:
 
   data      every leaf that is trained, and that every device has: its gradient
             is summed over the devices of all axes, once
-  fsdp      every kernel is gathered in each pass, forward, backward and, at
-            the most, again; the gradient of one that is trained is summed and
-            shared out in each
+  fsdp      every kernel that tokens go through is gathered in each pass,
+            forward, backward and, at the most, again; the gradient of one that
+            is trained is summed and shared out in each
   context   an attention exchanges q, k, v and its result: 4 s n / c d
   tensor    attention and MLP each sum s n d, forward and backward
 """
@@ -17,6 +17,7 @@ import math
 import re
 from typing import Any
 
+from dcjax import sharding
 from dcjax.planning.collectives import Collective
 from dcjax.planning.program import Program, names, shard_bytes
 
@@ -71,7 +72,7 @@ def _kernels(program: Program) -> list[Collective]:
     return []
   found = []
   for name, x, spec in program.leaves:
-    if 'fsdp' not in _axes(spec) or not PARAMETER.match(name):
+    if not PARAMETER.match(name) or not is_gathered(name, spec):
       continue
     whole = shard_bytes(x, spec, program.mesh) * group
     dtype = _HALF.get(str(x.dtype), str(x.dtype))
@@ -84,6 +85,13 @@ def _kernels(program: Program) -> list[Collective]:
     if _trained(name):
       found.append(one('reduce-scatter', passes.backward))
   return found
+
+
+def is_gathered(name: str, spec: Any) -> bool:
+  """Whether a leaf is split over 'fsdp' and whole where it is read."""
+  if 'fsdp' not in _axes(spec):
+    return False
+  return not (re.search(sharding.BY_SAMPLE, name) and spec[-1] == 'fsdp')
 
 
 def _axes(spec: Any) -> set[str]:
