@@ -136,8 +136,8 @@ def _full(c: ConfigDict) -> None:
   """The paper's size; its 822 000 steps over four lengths."""
   c.name = 'pretrain_snap_dit_11b'
   c.parts.update(dict(vae='', text_encoder=''))
-  # Parameters, optimizer and averages over all chips.
-  c.mesh.update(dict(data=1, fsdp=0))
+  # Parameters, optimizer and averages over 64 chips, whatever there are.
+  c.mesh.update(dict(data=0, fsdp=64))
   c.dtype, c.remat, c.save_dtype = 'bfloat16', 'full', 'bfloat16'
   c.log_every, c.save_every, c.eval_every, c.preview_every = 50, 1000, 1000, 0
   c.format.update(

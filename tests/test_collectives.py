@@ -159,6 +159,25 @@ def test_a_wrapped_start_is_asynchronous():
   assert (found.bytes, found.asynchronous) == (32, True)
 
 
+def test_a_sum_of_which_each_keeps_a_slice_is_scattered():
+  """How TPUs write a reduce-scatter."""
+  before = (
+    '%all-reduce-scatter (x: bf16[16,8]) -> bf16[4,8] {\n'
+    '  %r.1 = bf16[16,8] all-reduce(%x), channel_id=3, '
+    'replica_groups=[2,4]<=[8], to_apply=%add\n'
+    '  ROOT %s = bf16[4,8] dynamic-slice(%r.1, %i, %zero), '
+    'dynamic_slice_sizes={4,8}\n}'
+  )
+  call = '%f = bf16[4,8] fusion(%x), calls=%all-reduce-scatter'
+  found = only(entry(call, before=before))
+  assert (found.kind, found.bytes, found.axes) == (
+    'reduce-scatter',
+    256,
+    ('fsdp',),
+  )
+  assert found.wire == 192
+
+
 def test_pieces_of_one_operation_count_once():
   """On TPUs fusions that work meanwhile repeat it, with its channel."""
   gather = (

@@ -103,3 +103,13 @@ def test_what_is_given_away_makes_no_room_before_its_result():
     return state + y
 
   assert peak(step, X, X, donated=[True, False]) == 2
+
+
+def test_what_is_spread_takes_its_share():
+  """A gradient lies as its parameter does; what is between does not."""
+  rows = jax.ShapeDtypeStruct((2 * N, N), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((N, 4 * N), jnp.float32)
+  # The transpose of the rows, what is made of them, and the gradient.
+  make = lambda x, w: x.T @ (x @ w)
+  assert peak(make, rows, kernel) == 2 + 8 + 4
+  assert peak(make, rows, kernel, shares={kernel.shape: 4}) == 2 + 8 + 1

@@ -85,6 +85,8 @@ def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
       if not match or match['end'] == '-done' or not times.get(name):
         continue
       one = _collective(line, match, mesh, times[name])
+      if one.kind == 'all-reduce' and _is_scattered(match['name'], lines):
+        one = dataclasses.replace(one, kind='reduce-scatter')
       if one.group < 2:
         continue
       started = match['end'] == '-start' or name in _started(computations)
@@ -113,7 +115,8 @@ def gathered(collectives: Iterable[Collective]) -> list[Collective]:
 # ---- the text ----------------------------------------------------------------
 
 _COLLECTIVE = re.compile(
-  rf'= (?P<type>.*?) (?P<kind>{"|".join(KINDS)})(?P<end>-start|-done)?\('
+  r'(?P<name>%[\w.\-]+) = (?P<type>.*?) '
+  rf'(?P<kind>{"|".join(KINDS)})(?P<end>-start|-done)?\('
 )
 _CALLS = re.compile(
   r'(?:calls|to_apply|body|condition|true_computation|false_computation)='
@@ -202,6 +205,15 @@ def _started(computations: Mapping[str, Sequence[str]]) -> set[str]:
     if ' async-start(' in line or '%async-collective-start' in line
     for name in _CALLS.findall(line)
   }
+
+
+def _is_scattered(name: str, lines: Sequence[str]) -> bool:
+  """Whether a sum is one of which each device keeps a slice.
+
+  A TPU's reduce-scatter is written as a fusion of both.
+  """
+  last = next((x for x in lines if x.lstrip().startswith('ROOT')), '')
+  return f' dynamic-slice({name},' in last
 
 
 def _collective(

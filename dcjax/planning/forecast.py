@@ -132,18 +132,23 @@ class Forecaster:
     """What is alive at once in the trace of what one device does."""
     platform = self.topology.device.platform
     own = program.alone or program
-    key = (own.key, tuple(jax.tree.leaves(own.arguments)), platform)
+    trained = [
+      (x, shard_bytes(x, spec, program.mesh))
+      for name, x, spec in program.leaves
+      if name.startswith('0/trainable')
+    ]
+    shares = {x.shape: liveness.nbytes(x) // share for x, share in trained}
+    arguments = tuple(jax.tree.leaves(own.arguments))
+    key = (own.key, arguments, platform, tuple(shares.items()))
     if key not in self._peaks:
-      self._peaks[key] = _beside(own, platform)
+      self._peaks[key] = _beside(own, platform, shares)
     beside = self._peaks[key] * MARGIN[platform]
     # Gradients are as large as what they are of; the rest goes by the token.
-    trained = [x for x in program.leaves if x[0].startswith('0/trainable')]
-    whole = sum(liveness.nbytes(x) for _, x, _ in trained)
-    beside = max(beside - whole, 0) / program.mesh['context']
-    beside += sum(shard_bytes(x, spec, program.mesh) for _, x, spec in trained)
+    gradients = sum(share for _, share in trained)
+    beside = max(beside - gradients, 0) / program.mesh['context']
     return Memory(
       program.held,
-      int(beside) + _gathered(program),
+      int(beside) + gradients + _gathered(program),
       program.resident + PROCESS[platform],
       'counted',
     )
@@ -193,7 +198,7 @@ class Forecaster:
     )
 
 
-def _beside(program: Program, platform: str) -> int:
+def _beside(program: Program, platform: str, shares: dict) -> int:
   """Most bytes alive at once beside the arguments, by `liveness`."""
   with machine.programs_for(platform):
     traced = program.trace()
@@ -201,6 +206,7 @@ def _beside(program: Program, platform: str) -> int:
     traced.jaxpr.jaxpr,
     widens=platform == 'cpu',
     donated=[x.donated for x in jax.tree.leaves(traced.args_info)],
+    shares=shares,
   )
 
 

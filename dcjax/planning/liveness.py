@@ -17,9 +17,9 @@ kernels, and arrays that a machine computes in another type.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
@@ -41,8 +41,22 @@ _CALLS = frozenset(
 )
 
 
+class _Where(NamedTuple):
+  """What of `peak_bytes` holds within loops as well."""
+
+  widens: bool
+  shares: Mapping[tuple[int, ...], int]
+
+  def nbytes(self, aval: Any) -> int:
+    return nbytes(aval) // self.shares.get(getattr(aval, 'shape', ()), 1)
+
+
 def peak_bytes(
-  jaxpr: core.Jaxpr, *, widens: bool = False, donated: Sequence[bool] = ()
+  jaxpr: core.Jaxpr,
+  *,
+  widens: bool = False,
+  donated: Sequence[bool] = (),
+  shares: Mapping[tuple[int, ...], int] | None = None,
 ) -> int:
   """Most memory that is alive at once beside the arguments, in bytes.
 
@@ -53,9 +67,17 @@ def peak_bytes(
       a float32 copy of all layers of a bfloat16 base.
     donated: of each argument, whether it is given away: a result of its shape
       and type then lies where it lay.
+    shares: {shape: devices that an array of this shape is spread over}: that of
+      a parameter, and so of its gradient.
   """
-  asked = [True] * len(jaxpr.outvars)
-  return _peak(jaxpr, asked, 0, widens, _in_place(jaxpr, donated))
+  where = _Where(widens, shares or {})
+  return _peak_of(jaxpr, where, _in_place(jaxpr, donated))
+
+
+def _peak_of(
+  jaxpr: core.Jaxpr, where: _Where, in_place: Sequence[bool] = ()
+) -> int:
+  return _peak(jaxpr, [True] * len(jaxpr.outvars), 0, where, in_place)
 
 
 def _in_place(jaxpr: core.Jaxpr, donated: Sequence[bool]) -> list[bool]:
@@ -102,7 +124,8 @@ class _Program:
     results: those of them that are asked for.
   """
 
-  def __init__(self, jaxpr: core.Jaxpr, asked: list[bool]):
+  def __init__(self, jaxpr: core.Jaxpr, asked: list[bool], where: _Where):
+    self.where = where
     self.sizes: list[int] = []
     self.equations: list[_Equation] = []
     self.arguments = [self._new(v) for v in jaxpr.invars]
@@ -119,7 +142,7 @@ class _Program:
     self.equations = kept[::-1]
 
   def _new(self, variable: Any) -> int:
-    self.sizes.append(nbytes(variable.aval))
+    self.sizes.append(self.where.nbytes(variable.aval))
     return len(self.sizes) - 1
 
   def _inline(self, jaxpr: core.Jaxpr, arguments: list[int]) -> list[int]:
@@ -166,7 +189,7 @@ def _peak(
   jaxpr: core.Jaxpr,
   asked: list[bool],
   slices: int,
-  widens: bool,
+  where: _Where,
   in_place: Sequence[bool] = (),
 ) -> int:
   """`peak_bytes` where the last arguments are slices of arrays outside.
@@ -175,7 +198,7 @@ def _peak(
   layer of a scanned model, is copied out of the stack of all. Results that are
   made in place take none.
   """
-  program = _Program(jaxpr, asked)
+  program = _Program(jaxpr, asked, where)
   stored = _stored(program)
   first = len(program.arguments) - slices
   free = set(program.arguments[:first])
@@ -197,7 +220,7 @@ def _peak(
       # An elementwise result takes the place of an operand that it replaces.
       again = made if made in {size([v]) for v in gone} else 0
     alive += made
-    inside = _inside(equation, program.needed, widens)
+    inside = _inside(equation, program.needed, where)
     peak = max(peak, alive - again + inside)
     alive -= size(gone)
   return peak
@@ -241,7 +264,7 @@ def _last_uses(program: _Program, stored: set[int]) -> dict[int, list[int]]:
   return dies
 
 
-def _inside(equation: _Equation, needed: set[int], widens: bool) -> int:
+def _inside(equation: _Equation, needed: set[int], where: _Where) -> int:
   """Memory of one turn of a loop, or of the larger branch."""
   params = equation.origin.params
   if equation.name == 'scan':
@@ -251,13 +274,15 @@ def _inside(equation: _Equation, needed: set[int], widens: bool) -> int:
     collected = _of_lower_rank(equation.origin.outvars, body.outvars)
     carry = len(body.outvars) - collected
     asked = [True] * carry + [v in needed for v in equation.makes[carry:]]
-    wide = _widened(body, asked, slices) * params['length'] if widens else 0
-    return wide + _peak(body, asked, slices, widens)
+    wide = 0
+    if where.widens:
+      wide = _widened(body, asked, slices, where) * params['length']
+    return wide + _peak(body, asked, slices, where)
   if equation.name == 'while':
-    return peak_bytes(_open(params['body_jaxpr']), widens=widens)
+    return _peak_of(_open(params['body_jaxpr']), where)
   if equation.name == 'cond':
     branches = [_open(branch) for branch in params['branches']]
-    return max(peak_bytes(branch, widens=widens) for branch in branches)
+    return max(_peak_of(branch, where) for branch in branches)
   return 0
 
 
@@ -268,9 +293,11 @@ def _of_lower_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
   return sum(rank(a) > rank(b) for a, b in pairs)
 
 
-def _widened(body: core.Jaxpr, asked: list[bool], slices: int) -> int:
+def _widened(
+  body: core.Jaxpr, asked: list[bool], slices: int, where: _Where
+) -> int:
   """Bytes of the slices that the body of a loop reads in a wider type."""
-  program = _Program(body, asked)
+  program = _Program(body, asked, where)
   given = set(program.arguments[len(program.arguments) - slices :])
   wide = {
     equation.reads[0]: program.sizes[equation.makes[0]]
