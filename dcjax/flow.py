@@ -54,9 +54,11 @@ def guide(v_text: jax.Array, v_null: jax.Array, g: float) -> jax.Array:
 
 # ---- guidance by text and references -----------------------------------------
 
-# What each pass of the network is told, in the order of Eq. (7).
-PASSES = ('both', 'references', 'text', 'none')
-Coefficients = tuple[float, float, float, float]
+# What each pass of the network is told, in the order of Eq. (7). 'always' is
+# told both, and that the references are there all the time.
+PASSES = ('both', 'references', 'text', 'none', 'always')
+# Of the first passes, or of all.
+Coefficients = tuple[float, ...]
 
 
 def three_weight(
@@ -86,10 +88,25 @@ def instruct_pix2pix(s_reference: float, s_text: float) -> Coefficients:
   return s_text, s_reference - s_text, 0.0, 1.0 - s_reference
 
 
+def in_time(coefficients: Coefficients, s_time: float) -> Coefficients:
+  """Adds a scale for what the intervals add; in neither of the papers.
+
+  s_W [v(R,T) - v(R,T,always)]
+
+  Args:
+    coefficients: of the first four passes.
+    s_time: s_W; 0 adds nothing.
+  """
+  if not s_time:
+    return coefficients
+  both, *others = coefficients
+  return both + s_time, *others, -s_time
+
+
 def without_references(coefficients: Coefficients) -> Coefficients:
   """The same guidance where there are none: v(R,.) is v(0,.)."""
-  both, references, text, none = coefficients
-  return 0.0, 0.0, both + text, references + none
+  both, references, text, none, *always = coefficients
+  return 0.0, 0.0, both + text + sum(always), references + none
 
 
 def active(coefficients: Coefficients) -> tuple[int, ...]:

@@ -92,12 +92,14 @@ class Guidance:
     text: s_T.
     reference: s_R, or s_I.
     both: s_RT, of 'three_weight' only.
+    time: s_W, of every form.
     form: a key of `storyboard_rules.FORMS`.
   """
 
   text: float
   reference: float
   both: float = 0.0
+  time: float = 0.0
   form: str = 'three_weight'
 
 

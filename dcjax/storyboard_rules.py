@@ -15,9 +15,9 @@ from dcjax.errors import DcjaxError
 TIMINGS = ('reference', 'event')
 # Guidance -> its scales; their formulas are in `flow`.
 FORMS = {
-  'three_weight': ('text', 'reference', 'both'),
-  'video_alchemist': ('text', 'reference'),
-  'instruct_pix2pix': ('text', 'reference'),
+  'three_weight': ('text', 'reference', 'both', 'time'),
+  'video_alchemist': ('text', 'reference', 'time'),
+  'instruct_pix2pix': ('text', 'reference', 'time'),
 }
 # Two times that are nearer than this are one.
 _SAME = 1e-6
@@ -162,7 +162,7 @@ def check_guidance(guidance: Any) -> None:
     raise DcjaxError(
       f'guidance.form is {guidance.form!r}; use one of {", ".join(FORMS)}'
     )
-  for key in ('text', 'reference', 'both'):
+  for key in ('text', 'reference', 'both', 'time'):
     scale = _number(getattr(guidance, key), f'guidance.{key}')
     if scale and key not in FORMS[guidance.form]:
       raise DcjaxError(

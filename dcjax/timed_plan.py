@@ -107,11 +107,14 @@ def frames_of(base: Base, story: Storyboard) -> int:
 
 def coefficients(guidance: Guidance) -> flow.Coefficients:
   """Guidance of a storyboard as the coefficients of Eq. (7) of `flow`."""
-  if guidance.form == 'instruct_pix2pix':
-    return flow.instruct_pix2pix(guidance.reference, guidance.text)
-  if guidance.form == 'video_alchemist':
-    return flow.video_alchemist(guidance.text, guidance.reference)
-  return flow.three_weight(guidance.text, guidance.reference, guidance.both)
+  g = guidance
+  if g.form == 'instruct_pix2pix':
+    found = flow.instruct_pix2pix(g.reference, g.text)
+  elif g.form == 'video_alchemist':
+    found = flow.video_alchemist(g.text, g.reference)
+  else:
+    found = flow.three_weight(g.text, g.reference, g.both)
+  return flow.in_time(found, g.time)
 
 
 def latent_time(base: Base, story: Storyboard, seconds: Any) -> np.ndarray:

@@ -17,7 +17,11 @@ from dcjax import flow, lora, mesh, timed_plan
 from dcjax import latents as latents_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
-from dcjax.models.reference import without_events, without_references
+from dcjax.models.reference import (
+  always_there,
+  without_events,
+  without_references,
+)
 from dcjax.storyboard import Storyboard
 from dcjax.timed_conditions import Told, tell
 from dcjax.timed_plan import Changes
@@ -112,11 +116,16 @@ def _equipped(base: Base, references: Any) -> Base:
   return reference_lib.equip(base, references)
 
 
-def of_pass(told: Told, name: str) -> tuple:
+def of_pass(told: Told, name: str, frames: int) -> tuple:
   """(text, mask, references, events) of one of `flow.PASSES`.
 
   Without references their pictures and words are zero and their intervals stay,
   as in training; without text it is the null prompt and there are no events.
+
+  Args:
+    told: of the videos.
+    name: of the pass.
+    frames: T, latent frames of a video.
   """
   text, mask = told.text, told.mask
   references, events = told.references, told.events
@@ -127,6 +136,8 @@ def of_pass(told: Told, name: str) -> tuple:
       events = without_events(events, everywhere)
   if name in ('text', 'none') and references is not None:
     references = without_references(references, everywhere)
+  if name == 'always' and references is not None:
+    references = always_there(references, frames)
   return text, mask, references, events
 
 
@@ -162,7 +173,8 @@ def generate(
   passes = [flow.PASSES[i] for i in flow.active(coefficients)]
   repeat = lambda a: jnp.concatenate([a] * len(passes))
   text, mask, references, events = jax.tree.map(
-    lambda *x: jnp.concatenate(x), *(of_pass(told, name) for name in passes)
+    lambda *x: jnp.concatenate(x),
+    *(of_pass(told, name, noise.shape[1]) for name in passes),
   )
   gate = None if told.gate is None else repeat(told.gate)
   apply = lora.with_lora(dit.apply, gate)

@@ -236,6 +236,23 @@ def test_guidance_forms_are_their_formulas():
   )
 
 
+def test_guidance_in_time_goes_away_from_always():
+  both, reference, text, none = passes()
+  always = 2.0 * both - 0.3 * text
+  coefficients = flow.in_time(flow.three_weight(4.0, 1.5, 0.5), 3.0)
+  found = flow.weigh(
+    jnp.stack([both, reference, text, none, always]), coefficients
+  )
+  expected = weighed(flow.three_weight(4.0, 1.5, 0.5)) + 3.0 * (both - always)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert sum(coefficients) == pytest.approx(1.0)
+  plain = flow.three_weight(4.0, 1.5)
+  assert flow.in_time(plain, 0.0) == plain
+  # Without references nothing is ever there.
+  alone = flow.without_references(flow.in_time(plain, 3.0))
+  assert alone == pytest.approx(flow.without_references(plain))
+
+
 FORMS = [
   flow.three_weight(4.0, 1.5, 0.7),
   flow.video_alchemist(8.0, 3.0),

@@ -165,6 +165,10 @@ def test_what_the_base_cannot_make(base, folder, changes, line):
   [
     (Guidance(4.0, 1.5, 0.5), flow.three_weight(4.0, 1.5, 0.5)),
     (
+      Guidance(4.0, 1.5, time=2.0),
+      flow.in_time(flow.three_weight(4.0, 1.5), 2.0),
+    ),
+    (
       Guidance(8.0, 3.0, form='video_alchemist'),
       flow.video_alchemist(8.0, 3.0),
     ),
@@ -297,23 +301,22 @@ def arrays():
 def test_each_pass_is_told_less_and_always_when():
   told = arrays()
   for name in flow.PASSES:
-    text, _, references, events = timed_sampling.of_pass(told, name)
-    has_text, has_references = (
-      name in ('both', 'text'),
-      name
-      in (
-        'both',
-        'references',
-      ),
-    )
+    text, _, references, events = timed_sampling.of_pass(told, name, 4)
+    has_text = name in ('both', 'text', 'always')
+    has_references = name in ('both', 'references', 'always')
     np.testing.assert_array_equal(text, told.text if has_text else told.null)
     assert bool(events.mask.all()) == bool(events.mask.any()) == has_text
     assert bool(references.latents.any()) == has_references
     assert bool(references.tags.any()) == has_references
-    for kept in ('interval', 'valid', 'tag_mask'):
+    for kept in ('valid', 'tag_mask'):
       np.testing.assert_array_equal(
         getattr(references, kept), getattr(told.references, kept)
       )
+    whole = np.broadcast_to([0.0, 3.0], (2, 1, 2))
+    np.testing.assert_array_equal(
+      references.interval,
+      whole if name == 'always' else told.references.interval,
+    )
 
 
 # ---- guidance ----------------------------------------------------------------
@@ -343,6 +346,7 @@ class Counting:
     (flow.three_weight(4.0, 1.5), 3),
     (flow.three_weight(4.0, 1.5, 0.5), 4),
     (flow.instruct_pix2pix(1.5, 7.0), 3),
+    (flow.in_time(flow.three_weight(4.0, 0.0), 2.0), 3),
   ],
 )
 def test_only_passes_that_count_are_computed(coefficients, count):
@@ -360,7 +364,8 @@ def test_only_passes_that_count_are_computed(coefficients, count):
   )
   assert set(BATCHES) == {2 * count}
   # Text counts 10 or, without, 20; pictures 3; events 1, with the text.
-  v = np.dot(coefficients, [14.0, 23.0, 11.0, 20.0])
+  amounts = [14.0, 23.0, 11.0, 20.0, 14.0]
+  v = np.dot(coefficients, amounts[: len(coefficients)])
   np.testing.assert_allclose(out, x - v, rtol=1e-5)
 
 

@@ -57,6 +57,14 @@ def without_references(references: References, where: jax.Array) -> References:
   )
 
 
+def always_there(references: References, frames: int) -> References:
+  """Intervals that are all of a video of so many latent frames."""
+  whole = jnp.asarray([0.0, frames - 1.0], references.interval.dtype)
+  return references._replace(
+    interval=jnp.broadcast_to(whole, references.interval.shape)
+  )
+
+
 def without_events(events: Events, where: jax.Array) -> Events:
   """No timed captions in the samples of `where` [b]."""
   return events._replace(mask=events.mask & ~where[:, None, None])
