@@ -22,7 +22,7 @@ from dcjax.errors import DcjaxError
 Rule = tuple[str, tuple[str | None, ...]]
 
 # Kernels that are read once a sample, not once a token: what they are given is
-# small beside them. It is gathered, and they stay where they are.
+# small beside them. It is gathered, and they stay where they are if frozen.
 BY_SAMPLE = r'modulation/(dense/)?kernel$'
 RULES: tuple[Rule, ...] = (
   # Every device has its own copy of what a LoRA trains.

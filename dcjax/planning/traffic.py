@@ -6,9 +6,9 @@ and activations in bfloat16:
 
   data      every leaf that is trained, and that every device has: its gradient
             is summed over the devices of all axes, once
-  fsdp      every kernel that tokens go through is gathered in each pass,
-            forward, backward and, at the most, again; the gradient of one that
-            is trained is summed and shared out in each
+  fsdp      every kernel is gathered in each pass, forward, backward and, at
+            the most, again, but for frozen ones that are read once a sample;
+            the gradient of one that is trained is summed and shared out in each
   context   an attention exchanges q, k, v and its result: 4 s n / c d
   tensor    attention and MLP each sum s n d, forward and backward
 """
@@ -91,7 +91,8 @@ def is_gathered(name: str, spec: Any) -> bool:
   """Whether a leaf is split over 'fsdp' and whole where it is read."""
   if 'fsdp' not in _axes(spec):
     return False
-  return not (re.search(sharding.BY_SAMPLE, name) and spec[-1] == 'fsdp')
+  by_sample = re.search(sharding.BY_SAMPLE, name) and spec[-1] == 'fsdp'
+  return _trained(name) or not by_sample
 
 
 def _axes(spec: Any) -> set[str]:
