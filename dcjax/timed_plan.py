@@ -28,14 +28,17 @@ class Changes(NamedTuple):
 def defaults(base: Base) -> dict[str, Any]:
   """Steps, shift, guidance and sampler of storyboards that do not say.
 
-  The embedded base has its own; others those of AlcheMinT, with the guidance
-  of three weights that is Wan's 5 where there are no references.
+  The embedded base has its own, chosen by what docs/results.md shows; others
+  those of AlcheMinT, with the guidance of three weights that is Wan's 5 where
+  there are no references.
   """
   if base.name == 'world':
     return {
       'steps': base.format.steps,
       'shift': base.shift,
-      'guidance': Guidance(text=base.format.guidance - 1.0, reference=5.0),
+      'guidance': Guidance(
+        text=base.format.guidance - 1.0, reference=5.0, time=2.0
+      ),
       'sampler': 'unipc',
     }
   return {
