@@ -11,7 +11,7 @@ annotated clips is described in docs/dataset.md.
 
 The references that come with the embedded base were trained so in parts, the
 first 700 steps with a train_shift of 3, in which little was learnt of who and
-when, and only the last 900 with presence; training.json beside them has the
+when, and only the last 2,700 with presence; training.json beside them has the
 configs.
 
 Variants: `lora` leaves the base's weights as they are and learns a LoRA beside
