@@ -1,9 +1,8 @@
 """Media files -> upright RGB frames with their times.
 
-Whatever a person points at (a clip, an animated image, a folder of images, one
-picture) becomes the same stream of `Frame`s: turned as the file says, with
-square pixels, over white where it is transparent. `at_rate` and `steady` bring
-such a stream to a constant rate; `data/video.py` makes clips of it.
+Whatever a person points at (a clip, an animation, a folder, a picture) becomes
+a stream of upright `Frame`s with square pixels, over white where transparent.
+`at_rate` and `steady` make its rate constant, `data/video.py` makes clips.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,9 +1,8 @@
 """Tables between our parameter names and those of published checkpoints.
 
-Every model has one table: our leaf name -> `Entry`, which says under which
-name(s) the checkpoint holds that leaf and how the axes differ. A leaf of
-scanned layers has one checkpoint name a layer, in order. The same table reads
-and writes, so both directions agree by construction.
+A model has one table: our leaf name -> `Entry`, which says under which names
+the checkpoint holds that leaf and how the axes differ. A leaf of scanned layers
+has one checkpoint name a layer, in order. The same table reads and writes.
 """
 
 from collections.abc import Mapping
