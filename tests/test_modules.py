@@ -195,6 +195,8 @@ def test_tokens_are_exchanged_and_never_gathered(where, sizes):
   """Ulysses: 4 all-to-alls forward and 4 backward an attention."""
   found = moved(module(where, **sizes), **sizes)
   exchanges = [x for x in found if x.kind == 'all-to-all']
+  # Over 'fsdp' goes what is made once a sample, and nothing else: see below.
+  assert {x.axes for x in exchanges} <= {('context',), ('fsdp',)}
   exchanges = [x for x in exchanges if x.axes == ('context',)]
   assert sum(x.count for x in exchanges) == 8 * DIT.layers
   # All that a device has: its samples, its tokens, every head.

@@ -135,7 +135,7 @@ class Forecaster:
     trained = [
       (x, shard_bytes(x, spec, program.mesh))
       for name, x, spec in program.leaves
-      if name.startswith('0/trainable')
+      if traffic.is_trained(name)
     ]
     shares = {x.shape: liveness.nbytes(x) // share for x, share in trained}
     arguments = tuple(jax.tree.leaves(own.arguments))

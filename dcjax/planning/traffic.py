@@ -44,7 +44,7 @@ def expected(program: Program, width: int, layers: int) -> list[Collective]:
   return found
 
 
-def _trained(name: str) -> bool:
+def is_trained(name: str) -> bool:
   """Whether an argument of a step is a parameter that it trains."""
   return name.startswith('0/trainable')
 
@@ -54,7 +54,7 @@ def _gradients(program: Program, axes: tuple[str, ...]) -> list[Collective]:
   copied = [
     math.prod(x.shape) * 4
     for name, x, spec in program.leaves
-    if _trained(name) and not any(spec)
+    if is_trained(name) and not any(spec)
   ]
   total = sum(copied)
   if not total:
@@ -82,7 +82,7 @@ def _kernels(program: Program) -> list[Collective]:
       return Collective(kind, dtype, x.shape, whole, group, axes, count, True)
 
     found.append(one('all-gather', passes.reads))
-    if _trained(name):
+    if is_trained(name):
       found.append(one('reduce-scatter', passes.backward))
   return found
 
@@ -92,7 +92,7 @@ def is_gathered(name: str, spec: Any) -> bool:
   if 'fsdp' not in _axes(spec):
     return False
   by_sample = re.search(sharding.BY_SAMPLE, name) and spec[-1] == 'fsdp'
-  return _trained(name) or not by_sample
+  return is_trained(name) or not by_sample
 
 
 def _axes(spec: Any) -> set[str]:
