@@ -9,7 +9,8 @@ Every row is trained on the same clips with the same budget, makes the same
 videos from the same noises and is judged by the oracle of the procedural world.
 The table is runs/study/study.md, and grows while the rows come in. On two cores
 a training of 1100 steps takes about an hour and the videos of a row 15 minutes;
-rows that are done are not done again.
+rows that are done are not done again. Two runs with rows of their own (`only`)
+may share a folder, a core each.
 
 Variant: `tiny` after a comma runs two steps of everything.
 """
@@ -39,7 +40,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.sample = ConfigDict(dict(steps=0, batch=8))  # 0 steps: the base's own
   c.seeds = (0, 1)
   rows = _alchemint()
-  c.only = ','.join(rows)  # rows, in the order of the table
+  c.order = tuple(rows)  # of the table
+  c.only = ''  # rows to make, with commas; empty: all
   # Keys with dots are kept as they are: they are paths into the training.
   c.rows = ConfigDict(rows, convert_dict=False)
   if 'tiny' in names:

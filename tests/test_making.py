@@ -142,6 +142,9 @@ def test_a_study_fills_its_table_and_goes_on(tmp_path, folder, monkeypatch):
   monkeypatch.setattr(making, 'make', fail)
   study.run(c, str(tmp_path))
   assert (tmp_path / 'study.md').read_text() == text
+  # What another run made there is in the table too.
+  study.run(config(folder, ['decoded']), str(tmp_path))
+  assert (tmp_path / 'study.md').read_text() == text
 
 
 def test_a_row_may_use_the_training_of_another(tmp_path, folder, monkeypatch):

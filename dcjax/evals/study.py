@@ -3,7 +3,9 @@
 A row is a name with what differs from the others: options of the training, or
 another row's training sampled in another way. All rows share data, budget,
 items, noises and judge, and every row is run once a seed. A run that was
-interrupted goes on where it was.
+interrupted goes on where it was. Rows may be made side by side, by several runs
+with rows or seeds of their own and one folder: the table is of all that lie
+there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,8 @@ from dcjax.evals import (
 from dcjax.evals.items import Benchmark
 from dcjax.weights.base import Base, load_base
 
+# Of one row and seed, in its folder.
+SCORES = 'scores.json'
 # A row of drawn videos, which nothing was trained or sampled for.
 DECODED = 'decoded'
 # Columns of the table, and of which part of the items.
@@ -51,19 +55,19 @@ def run(config: ConfigDict, workdir: str) -> None:
   folder = Path(workdir)
   build = ConfigDict({'build': config.benchmark.to_dict()})
   benchmark = s2vtime.build(build, folder / 'benchmark')
-  results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
   for seed in config.seeds:
     for name, row in rows.items():
       if seed in row.get('seeds', config.seeds):
         at = folder / f'{name}_{seed}'
-        results[name].append(_result(base, config, benchmark, name, seed, at))
-        write(folder, config, results)
+        _judge(base, config, benchmark, name, seed, at)
+        write(folder, config)
 
 
 def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
-  """The rows that `only` names, in its order."""
+  """The rows that `only` names, or all."""
   rows = config.rows.to_dict()
   wanted = [x.strip() for x in config.only.split(',') if x.strip()]
+  wanted = wanted or list(config.order)
   unknown = [name for name in wanted if name not in rows]
   if unknown:
     raise DcjaxError(
@@ -76,18 +80,18 @@ def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
   return {name: rows[name] for name in wanted}
 
 
-def _result(
+def _judge(
   base: Base,
   config: ConfigDict,
   benchmark: Benchmark,
   name: str,
   seed: int,
   folder: Path,
-) -> dict[str, Any]:
-  """The judged videos of a row, from its file if they were judged before."""
-  path = folder / 'scores.json'
+) -> None:
+  """Writes the scores of a row, if they were not written before."""
+  path = folder / SCORES
   if path.exists():
-    return json.loads(path.read_text())
+    return
   rows = config.rows.to_dict()
   row, references = rows[name], None
   if 'training' in row or 'of' in row:
@@ -115,7 +119,6 @@ def _result(
   print(scoring.table(record), flush=True)
   result = {'row': name, 'seed': seed, 'table': record['table']}
   s2vtime.write_record(path, result)
-  return json.loads(path.read_text())
 
 
 def decode(base: Base, build: ConfigDict, folder: Path) -> Path:
@@ -159,10 +162,24 @@ def _load(path: Path) -> tuple[np.ndarray, float]:
 # ---- the table ---------------------------------------------------------------
 
 
-def write(
-  folder: Path, config: ConfigDict, results: Mapping[str, Sequence[Any]]
-) -> None:
+def _results(
+  folder: Path, names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+  """{row: what was found, a seed each} of all that is in a folder."""
+  found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+  for path in folder.glob(f'*/{SCORES}'):
+    result = json.loads(path.read_text())
+    if result['row'] in found:
+      found[result['row']].append(result)
+  return {
+    name: sorted(runs, key=lambda run: run['seed'])
+    for name, runs in found.items()
+  }
+
+
+def write(folder: Path, config: ConfigDict) -> None:
   """Writes what there is so far."""
+  results = _results(folder, config.order)
   record = {
     'results': results,
     'config': machine.plain(config),
