@@ -63,6 +63,23 @@ def test_werope_tells_intervals_of_one_midpoint_apart_and_midrope_does_not():
     assert np.allclose(a, b, atol=1e-6) == same
 
 
+def test_where_time_is_short_a_longer_interval_is_a_sharper_peak():
+  """What docs/results.md derives of five latent frames, from one frequency."""
+  channels, frames = 12, 5
+  turns = 10000.0 ** (-np.arange(channels // 2) / (channels // 2))
+  d = np.arange(frames) - 2.0
+  slopes = []
+  for start, end in ((1.5, 2.5), (1.0, 3.0), (0.5, 3.5)):
+    s = 2.0 - start / 2
+    weights = 5 / 3 - 2 / 3 * np.cos(turns * s)
+    expected = (weights[:, None] * np.cos(np.outer(turns, d))).mean(0)
+    got = profile(channels, frames, (start, end))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    slopes.append(got[2] - got[3])
+  assert slopes == sorted(slopes)
+  assert slopes[2] > 1.15 * slopes[0]
+
+
 @pytest.mark.parametrize('kind', intervals.ANCHORS)
 def test_a_table_is_the_sum_of_rotated_vectors(kind):
   split, frames = (12, 10, 10), 9
