@@ -97,3 +97,29 @@ def test_what_failed_is_recorded_with_its_reason(tmp_path):
   assert found['paper']['found'] == {'programs': [1]}
   assert found['paper']['log'] == ['Compiling', 'KeyboardInterrupt']
   assert 'found' not in found['wan']
+
+
+def test_the_best_linear_code_loses_nothing_that_it_has_room_for():
+  import linear
+
+  rng = np.random.default_rng(0)
+  # Patches of 4x4 pixels and two frames that are sums of three pictures.
+  mix = rng.normal(size=(6, 4, 2, 2, 3))
+  x = linear.pixels(mix @ rng.normal(size=(3, 96)), 4, 2).astype(np.float32)
+  assert x.shape == (6, 8, 8, 8, 3)
+  np.testing.assert_array_equal(linear.pixels(linear.patches(x, 4, 2), 4, 2), x)
+  np.testing.assert_allclose(linear.code(x, x, 4, 2, 3), x, atol=1e-4)
+  lost = lambda n: np.square(linear.code(x, x, 4, 2, n) - x).mean()
+  assert lost(1) > 2 * lost(2) > 0.01
+
+
+def test_the_first_frame_has_a_code_of_its_own():
+  import linear
+
+  rng = np.random.default_rng(1)
+  seen = rng.uniform(-1, 1, (32, 5, 8, 8, 3)).astype(np.float32)
+  found = linear.best(seen, seen, 4, 4, 48)
+  exact = np.uint8(np.round((seen + 1.0) * 127.5))
+  # 48 numbers hold a patch of one frame, and a quarter of one of four.
+  assert np.abs(np.int32(found[:, 0]) - exact[:, 0]).max() <= 1
+  assert np.abs(np.int32(found[:, 1:]) - exact[:, 1:]).mean() > 10
