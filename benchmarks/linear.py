@@ -24,12 +24,8 @@ from dcjax.evals import base as evaluation
 from dcjax.evals import oracle
 from dcjax.weights.base import load_base
 
-# (pixels a side, frames, channels) of a latent pixel.
-SIZES = (
-  *((4, 4, c) for c in (16, 24)),
-  *((8, 4, c) for c in (48, 64, 96)),
-  *((8, 2, c) for c in (48, 64)),
-)
+# {(pixels a side, frames) of a latent pixel: channels}.
+SIZES = {(4, 4): (16, 24), (8, 4): (48, 64, 96), (8, 2): (48, 64)}
 SHOWN = ('pattern', 'color', 'shape', 'motion', 'present')
 
 
@@ -55,29 +51,48 @@ def pixels(x: np.ndarray, side: int, frames: int) -> np.ndarray:
   )
 
 
-def code(
-  seen: np.ndarray, video: np.ndarray, side: int, frames: int, channels: int
-) -> np.ndarray:
-  """`video` by the principal components of `seen`, [b f h w 3] in [-1, 1]."""
+def components(
+  seen: np.ndarray, side: int, frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(mean [p], principal components [p p], the largest first) of patches."""
   rows = patches(seen, side, frames)
   rows = rows.reshape(-1, rows.shape[-1])
   middle = rows.mean(0)
-  _, basis = np.linalg.eigh(np.cov(rows, rowvar=False))
-  basis = basis[:, -channels:].astype(np.float32)
-  x = patches(video, side, frames) - middle
-  return pixels(x @ basis @ basis.T + middle, side, frames)
+  rows = rows - middle
+  _, found = np.linalg.eigh(rows.T @ rows / len(rows))
+  return middle, found[:, ::-1]
 
 
-def best(
-  seen: np.ndarray, video: np.ndarray, side: int, frames: int, channels: int
+def coded(
+  video: np.ndarray,
+  side: int,
+  frames: int,
+  middle: np.ndarray,
+  kept: np.ndarray,
 ) -> np.ndarray:
-  """uint8 clips after the best linear code, the first frame apart."""
-  parts = [
-    code(seen[:, :1], video[:, :1], side, 1, channels),
-    code(seen[:, 1:], video[:, 1:], side, frames, channels),
-  ]
-  coded = np.clip(np.concatenate(parts, axis=1), -1.0, 1.0)
-  return np.uint8(np.round((coded + 1.0) * 127.5))
+  """`video` by the components [p c] that are kept, [b f h w 3]."""
+  x = patches(video, side, frames) - middle
+  return pixels(x @ kept @ kept.T + middle, side, frames)
+
+
+class Code:
+  """The best linear codes of a size of patches, the first frame apart."""
+
+  def __init__(self, seen: np.ndarray, side: int, frames: int):
+    self.side, self.frames = side, frames
+    self.first = components(seen[:, :1], side, 1)
+    self.later = components(seen[:, 1:], side, frames)
+
+  def __call__(self, video: np.ndarray, channels: int) -> np.ndarray:
+    """[b f h w 3] in [-1, 1] -> what `channels` numbers a patch keep, uint8."""
+    parts = []
+    for x, frames, (middle, found) in (
+      (video[:, :1], 1, self.first),
+      (video[:, 1:], self.frames, self.later),
+    ):
+      parts.append(coded(x, self.side, frames, middle, found[:, :channels]))
+    found = np.clip(np.concatenate(parts, axis=1), -1.0, 1.0)
+    return np.uint8(np.round((found + 1.0) * 127.5))
 
 
 def measured(drawn: np.ndarray, found: np.ndarray, scenes: Any) -> dict:
@@ -92,7 +107,7 @@ def main() -> None:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--clips', type=int, default=128, help='that are judged')
-  parser.add_argument('--fit', type=int, default=640, help='that are fitted')
+  parser.add_argument('--fit', type=int, default=384, help='that are fitted')
   parser.add_argument('--base', default='world', help='name or folder, beside')
   options = parser.parse_args()
   scenes = evaluation.held_out_scenes(options.clips, 0)
@@ -104,9 +119,11 @@ def main() -> None:
   base = load_base(options.base)
   decoded = sampling.decode(base, sampling.encode_video(base, drawn))
   found = {'trained': measured(drawn, decoded, scenes)}
-  for size in SIZES:
-    coded = best(seen, to_unit(drawn), *size)
-    found['{0}x{0}x{1} to {2}'.format(*size)] = measured(drawn, coded, scenes)
+  for (side, frames), channels in SIZES.items():
+    code = Code(seen, side, frames)
+    for c in channels:
+      kept = code(to_unit(drawn), c)
+      found[f'{side}x{side}x{frames} to {c}'] = measured(drawn, kept, scenes)
   keys = list(found['trained'])
   print(f'{"":14}' + ''.join(f'{key:>13}' for key in keys))
   for name, values in found.items():

@@ -108,9 +108,11 @@ def test_the_best_linear_code_loses_nothing_that_it_has_room_for():
   x = linear.pixels(mix @ rng.normal(size=(3, 96)), 4, 2).astype(np.float32)
   assert x.shape == (6, 8, 8, 8, 3)
   np.testing.assert_array_equal(linear.pixels(linear.patches(x, 4, 2), 4, 2), x)
-  np.testing.assert_allclose(linear.code(x, x, 4, 2, 3), x, atol=1e-4)
-  lost = lambda n: np.square(linear.code(x, x, 4, 2, n) - x).mean()
-  assert lost(1) > 2 * lost(2) > 0.01
+  middle, found = linear.components(x, 4, 2)
+  kept = lambda n: linear.coded(x, 4, 2, middle, found[:, :n])
+  np.testing.assert_allclose(kept(3), x, atol=1e-4)
+  lost = lambda n: np.square(kept(n) - x).mean()
+  assert lost(1) > lost(2) > 0.01
 
 
 def test_the_first_frame_has_a_code_of_its_own():
@@ -118,7 +120,7 @@ def test_the_first_frame_has_a_code_of_its_own():
 
   rng = np.random.default_rng(1)
   seen = rng.uniform(-1, 1, (32, 5, 8, 8, 3)).astype(np.float32)
-  found = linear.best(seen, seen, 4, 4, 48)
+  found = linear.Code(seen, 4, 4)(seen, 48)
   exact = np.uint8(np.round((seen + 1.0) * 127.5))
   # 48 numbers hold a patch of one frame, and a quarter of one of four.
   assert np.abs(np.int32(found[:, 0]) - exact[:, 0]).max() <= 1
