@@ -97,10 +97,11 @@ class Code:
 
 def measured(drawn: np.ndarray, found: np.ndarray, scenes: Any) -> dict:
   """PSNR in dB of first and later frames, and what the judge reads."""
+  scores = oracle.score(found, scenes)
   return {
     'psnr, first': evaluation.psnr(drawn[:, :1], found[:, :1]),
     'psnr, later': evaluation.psnr(drawn[:, 1:], found[:, 1:]),
-  } | {key: oracle.score(found, scenes)[key] for key in SHOWN}
+  } | {key: scores[key] for key in SHOWN}
 
 
 def main() -> None:
