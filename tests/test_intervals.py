@@ -80,6 +80,14 @@ def test_where_time_is_short_a_longer_interval_is_a_sharper_peak():
   assert slopes[2] > 1.15 * slopes[0]
 
 
+def test_anchors_beyond_half_a_turn_make_a_longer_interval_a_flatter_peak():
+  slopes = []
+  for interval in ((1.5, 2.5), (1.0, 3.0), (0.5, 3.5)):
+    got = profile(12, 5, interval, kind='margin')
+    slopes.append(got[2] - got[3])
+  assert slopes == sorted(slopes, reverse=True)
+
+
 @pytest.mark.parametrize('kind', intervals.ANCHORS)
 def test_a_table_is_the_sum_of_rotated_vectors(kind):
   split, frames = (12, 10, 10), 9
