@@ -5,7 +5,7 @@ import pytest
 
 from dcjax.data import textures, world
 from dcjax.errors import DcjaxError
-from dcjax.evals import concepts, sighting
+from dcjax.evals import concepts, reading, sighting
 from dcjax.evals.concepts import wanted
 
 # Swinging, spiralling, jumping; crescent, gear, heart; halo and legs.
@@ -228,6 +228,16 @@ def test_background_is_judged_beside_the_object(finders):
   pattern = score(video, finder, background=ground, pattern='plain')
   assert (pattern['background'], pattern['pattern']) == (1, 0)
   assert colour['adherence'] == pattern['adherence'] == 0
+
+
+def test_the_trace_of_what_moved_is_no_pattern(finders):
+  """A weak base smears it over a background that is plain nevertheless."""
+  finder = finders[1]
+  clip = finder.concept.video
+  video = np.uint8(0.7 * clip + 0.3 * clip.mean(0))
+  assert reading.read(video).pattern != 0  # the scene taken as a whole
+  scores = score(video, finder, background=finder.concept.background)
+  assert scores['adherence'] == scores['kept'] == 1
 
 
 def test_motion_alone(finders):

@@ -25,6 +25,8 @@ from dcjax.evals import templates
 
 # Motions that the path of the centre shows; the others leave it where it is.
 TRAVELLING = (*range(1, 9), *range(12, 15))
+# Farther than this in RGB from the background, a pixel is something else.
+OFF = 0.2
 _STILL, _SPINNING = MOTIONS.index('still'), MOTIONS.index('spinning')
 
 
@@ -79,7 +81,7 @@ def read(video: np.ndarray, color: int | None = None) -> Reading:
   background, off = _read_background(pixels)
   seen, opacity = _read_color(pixels, off, color)
   mask, present, soft = _read_mask(opacity)
-  pattern = _read_pattern(pixels, off > 0.2, background)
+  pattern = read_pattern(pixels, off > OFF, background)
   track = np.full((len(video), 2), np.nan)
   shape = motion = by_centroid = -1
   score = 0.0
@@ -106,6 +108,45 @@ def read(video: np.ndarray, color: int | None = None) -> Reading:
     mask=mask,
     shape_score=score,
   )
+
+
+def read_pattern(
+  pixels: np.ndarray, covered: np.ndarray, background: int
+) -> int:
+  """The pattern of a background, from the tones of what is seen of it.
+
+  Args:
+    pixels: [f h w 3] in [0, 1].
+    covered: [f h w] bool, where something is in front. A pixel counts with the
+      mean of the frames in which it is not.
+    background: index into BACKGROUNDS.
+
+  Returns:
+    Index into PATTERNS; -1 if hardly anything is seen.
+  """
+  start, end = templates.tones()
+  along = end[background] - start[background]
+  tone = (pixels - start[background]) @ along / (along @ along)
+  seen = (~_widen(covered)).astype(np.float64)
+  count = seen.sum(0)
+  tone = (tone * seen).sum(0) / np.maximum(count, 1)
+  weight = (count > 0).astype(np.float64)
+  if weight.sum() < 16:
+    return -1
+  h, w = weight.shape
+  y, x = np.mgrid[:h, :w]
+  total = _spread(tone, weight)
+  ramp = y / (h - 1)
+  slope = _spread(tone, weight, ramp) / _spread(ramp, weight)
+  if slope > 0.7 and _spread(tone - slope * ramp, weight) < 0.35 * total:
+    return PATTERNS.index('gradient')
+  if total < 0.15**2:
+    return PATTERNS.index('plain')
+  diagonal = _explained(tone, weight, x + y)
+  if diagonal > 0.6 * total:
+    return PATTERNS.index('striped')
+  raised = (weight * (tone > 0.5)).sum() / weight.sum()
+  return PATTERNS.index('checkered' if raised > 0.36 else 'dotted')
 
 
 def _read_background(pixels: np.ndarray) -> tuple[int, np.ndarray]:
@@ -146,7 +187,7 @@ def _read_color(
   light = _to_segments(pixels, 0.8 * paints, np.minimum(1.15 * paints, 1))
   # Each pixel that is not background votes for the nearest colour.
   nearest, distance = light.argmin(-1), light.min(-1)
-  weight = (off > 0.2) * np.exp(-((distance / 0.2) ** 2))
+  weight = (off > OFF) * np.exp(-((distance / 0.2) ** 2))
   votes = np.bincount(nearest.ravel(), weight.ravel(), len(paints))
   seen = int(votes.argmax()) if color is None else color
   opacity = off / (off + light[..., seen] + 1e-6)
@@ -207,35 +248,6 @@ def _trimmed_moments(soft: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r = np.hypot(y - center[:, 0], x - center[:, 1])
     soft = soft * (r < 2.6 * radius)
   return templates.moments(soft)
-
-
-def _read_pattern(
-  pixels: np.ndarray, covered: np.ndarray, background: int
-) -> int:
-  """Index into PATTERNS, from the tones of the pixels never covered."""
-  start, end = templates.tones()
-  along = end[background] - start[background]
-  tone = (pixels - start[background]) @ along / (along @ along)
-  seen = (~_widen(covered)).astype(np.float64)
-  count = seen.sum(0)
-  tone = (tone * seen).sum(0) / np.maximum(count, 1)
-  weight = (count > 0).astype(np.float64)
-  if weight.sum() < 16:
-    return -1
-  h, w = weight.shape
-  y, x = np.mgrid[:h, :w]
-  total = _spread(tone, weight)
-  ramp = y / (h - 1)
-  slope = _spread(tone, weight, ramp) / _spread(ramp, weight)
-  if slope > 0.7 and _spread(tone - slope * ramp, weight) < 0.35 * total:
-    return PATTERNS.index('gradient')
-  if total < 0.15**2:
-    return PATTERNS.index('plain')
-  diagonal = _explained(tone, weight, x + y)
-  if diagonal > 0.6 * total:
-    return PATTERNS.index('striped')
-  raised = (weight * (tone > 0.5)).sum() / weight.sum()
-  return PATTERNS.index('checkered' if raised > 0.36 else 'dotted')
 
 
 def _spread(a: np.ndarray, weight: np.ndarray, b: np.ndarray | None = None):

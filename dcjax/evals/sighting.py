@@ -12,7 +12,8 @@ import numpy as np
 from dcjax.data.concepts import Concept
 from dcjax.data.scene import BACKGROUNDS
 from dcjax.errors import DcjaxError
-from dcjax.evals import oracle, templates
+from dcjax.evals import templates
+from dcjax.evals.reading import OFF, read, read_pattern
 
 # As far as this in RGB from every mixture with a tone, it is another colour.
 _REACH = 0.25
@@ -104,8 +105,7 @@ class Finder:
         f'got {video.dtype} {video.shape}'
       )
     pixels = video.astype(np.float32) / 255
-    reading = oracle.read(video)
-    ground = reading.background
+    ground = read(video).background
     masks, present, stray = self._locate(self._tones(pixels, ground))
     identity = np.full(len(video), np.nan)
     track = np.full((len(video), 2), np.nan)
@@ -118,7 +118,17 @@ class Finder:
         for frame in zip(images, center, radius, strict=True)
       ]
     stray = np.where(present, stray, np.nan)
-    return Sighting(present, identity, track, stray, ground, reading.pattern)
+    covered = _distance(pixels, *_ends(ground)) > OFF
+    covered |= self._about(track)
+    pattern = read_pattern(pixels, covered, ground)
+    return Sighting(present, identity, track, stray, ground, pattern)
+
+  def _about(self, track: np.ndarray) -> np.ndarray:
+    """[h w], whether the concept, a smear included, ever came near a pixel."""
+    y, x = np.mgrid[: self._h, : self._w]
+    center = track[~np.isnan(track[:, 0])][:, :, None, None]
+    off = np.maximum(np.abs(y - center[:, 0]), np.abs(x - center[:, 1]))
+    return (off <= self._reach).any(0)
 
   def _tones(self, pixels: np.ndarray, ground: int) -> np.ndarray:
     """Opacities [2 f h w] of each tone before a background of the world.
@@ -130,7 +140,7 @@ class Finder:
     start, end = templates.tones()
     along = (end - start)[ground]
     grounds = start[ground] + np.array(_PLACES)[:, None] * along
-    seen = _distance(pixels, grounds[0], grounds[-1]) > _OFF
+    seen = _distance(pixels, *_ends(ground)) > _OFF
     mixed = lambda color: _mixture(pixels[seen], grounds, color)
     tones = [mixed(tone) for tone in self.concept.paint]
     residual = np.stack([tone[0] for tone in tones])
@@ -215,6 +225,13 @@ def _mixture(
       nearer = apart < best
       best, part = np.where(nearer, apart, best), np.where(nearer, t, part)
   return best, part
+
+
+def _ends(ground: int) -> tuple[np.ndarray, np.ndarray]:
+  """The two colours [3] between which those of a background lie."""
+  start, end = templates.tones()
+  start, along = start[ground], (end - start)[ground]
+  return start + _PLACES[0] * along, start + _PLACES[-1] * along
 
 
 def _distance(
