@@ -15,8 +15,6 @@ SCENES = (
   'new_background',
   'patterned_place',
   'gradient_place',
-  'new_action',
-  'motion_alone',
 )
 SIZE, GAP, WHITE = 128, 6, 255
 

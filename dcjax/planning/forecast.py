@@ -102,12 +102,20 @@ class Forecaster:
     wanted = {id(x) for x in self._wanted(programs)}
     with machine.programs_for(self.topology.device.platform):
       lowered = [self._lower(x) if id(x) in wanted else None for x in programs]
-    # Compilers work beside each other; traces would not.
+    # Compilers work beside each other and beside a trace; traces would not.
     with ThreadPoolExecutor(THREADS) as pool:
-      found = list(pool.map(self._compile, programs, lowered))
+      compiled = [
+        x and pool.submit(self._compile, program, x)
+        for program, x in zip(programs, lowered, strict=True)
+      ]
+      counted = [
+        None if x else self.count(program)
+        for program, x in zip(programs, compiled, strict=True)
+      ]
+    found = [x and x.result() for x in compiled]
     return [
-      memory or self.count(program)
-      for memory, program in zip(found, programs, strict=True)
+      known or count or self.count(program)
+      for known, count, program in zip(found, counted, programs, strict=True)
     ]
 
   def memory(self, program: Program) -> Memory:
@@ -170,8 +178,7 @@ class Forecaster:
       return traced.lower(lowering_platforms=(name,))
 
   def _compile(self, program: Program, lowered: Any) -> Memory | None:
-    if lowered is None:
-      return None
+    """None if XLA cannot compile it."""
     platform = self.topology.device.platform
     resident = program.resident + PROCESS[platform]
     try:
