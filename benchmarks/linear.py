@@ -91,8 +91,8 @@ class Code:
       (video[:, 1:], self.frames, self.later),
     ):
       parts.append(coded(x, self.side, frames, middle, found[:, :channels]))
-    found = np.clip(np.concatenate(parts, axis=1), -1.0, 1.0)
-    return np.uint8(np.round((found + 1.0) * 127.5))
+    video = np.clip(np.concatenate(parts, axis=1), -1.0, 1.0)
+    return np.uint8(np.round((video + 1.0) * 127.5))
 
 
 def measured(drawn: np.ndarray, found: np.ndarray, scenes: Any) -> dict:

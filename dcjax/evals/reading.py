@@ -26,7 +26,7 @@ from dcjax.evals import templates
 # Motions that the path of the centre shows; the others leave it where it is.
 TRAVELLING = (*range(1, 9), *range(12, 15))
 # Farther than this in RGB from the background, a pixel is something else.
-OFF = 0.2
+_OFF = 0.2
 _STILL, _SPINNING = MOTIONS.index('still'), MOTIONS.index('spinning')
 
 
@@ -42,6 +42,7 @@ class Reading(NamedTuple):
   present: np.ndarray  # [f] bool
   track: np.ndarray  # [f 2] (y, x) in pixels, nan where absent
   mask: np.ndarray  # [f h w] bool
+  covered: np.ndarray  # [f h w] bool, whatever is not background
   shape_score: float  # overlap with the best silhouette, in [0, 1]
 
   @property
@@ -81,7 +82,8 @@ def read(video: np.ndarray, color: int | None = None) -> Reading:
   background, off = _read_background(pixels)
   seen, opacity = _read_color(pixels, off, color)
   mask, present, soft = _read_mask(opacity)
-  pattern = read_pattern(pixels, off > OFF, background)
+  covered = off > _OFF
+  pattern = read_pattern(pixels, covered, background)
   track = np.full((len(video), 2), np.nan)
   shape = motion = by_centroid = -1
   score = 0.0
@@ -106,6 +108,7 @@ def read(video: np.ndarray, color: int | None = None) -> Reading:
     present=present,
     track=track,
     mask=mask,
+    covered=covered,
     shape_score=score,
   )
 
@@ -187,7 +190,7 @@ def _read_color(
   light = _to_segments(pixels, 0.8 * paints, np.minimum(1.15 * paints, 1))
   # Each pixel that is not background votes for the nearest colour.
   nearest, distance = light.argmin(-1), light.min(-1)
-  weight = (off > OFF) * np.exp(-((distance / 0.2) ** 2))
+  weight = (off > _OFF) * np.exp(-((distance / 0.2) ** 2))
   votes = np.bincount(nearest.ravel(), weight.ravel(), len(paints))
   seen = int(votes.argmax()) if color is None else color
   opacity = off / (off + light[..., seen] + 1e-6)

@@ -13,7 +13,7 @@ from dcjax.data.concepts import Concept
 from dcjax.data.scene import BACKGROUNDS
 from dcjax.errors import DcjaxError
 from dcjax.evals import templates
-from dcjax.evals.reading import OFF, read, read_pattern
+from dcjax.evals.reading import read, read_pattern
 
 # As far as this in RGB from every mixture with a tone, it is another colour.
 _REACH = 0.25
@@ -105,7 +105,8 @@ class Finder:
         f'got {video.dtype} {video.shape}'
       )
     pixels = video.astype(np.float32) / 255
-    ground = read(video).background
+    reading = read(video)
+    ground = reading.background
     masks, present, stray = self._locate(self._tones(pixels, ground))
     identity = np.full(len(video), np.nan)
     track = np.full((len(video), 2), np.nan)
@@ -118,17 +119,17 @@ class Finder:
         for frame in zip(images, center, radius, strict=True)
       ]
     stray = np.where(present, stray, np.nan)
-    covered = _distance(pixels, *_ends(ground)) > OFF
-    covered |= self._about(track)
-    pattern = read_pattern(pixels, covered, ground)
+    # The concept may leave a faint trace where it moves: that is no pattern.
+    ever = self._about(track[present]).any(0)
+    pattern = read_pattern(pixels, reading.covered | ever, ground)
     return Sighting(present, identity, track, stray, ground, pattern)
 
-  def _about(self, track: np.ndarray) -> np.ndarray:
-    """[h w], whether the concept, a smear included, ever came near a pixel."""
+  def _about(self, center: np.ndarray) -> np.ndarray:
+    """[f h w], whether a pixel is within reach of a centre [f 2]."""
     y, x = np.mgrid[: self._h, : self._w]
-    center = track[~np.isnan(track[:, 0])][:, :, None, None]
+    center = center[:, :, None, None]
     off = np.maximum(np.abs(y - center[:, 0]), np.abs(x - center[:, 1]))
-    return (off <= self._reach).any(0)
+    return off <= self._reach
 
   def _tones(self, pixels: np.ndarray, ground: int) -> np.ndarray:
     """Opacities [2 f h w] of each tone before a background of the world.
@@ -140,7 +141,7 @@ class Finder:
     start, end = templates.tones()
     along = (end - start)[ground]
     grounds = start[ground] + np.array(_PLACES)[:, None] * along
-    seen = _distance(pixels, *_ends(ground)) > _OFF
+    seen = _distance(pixels, grounds[0], grounds[-1]) > _OFF
     mixed = lambda color: _mixture(pixels[seen], grounds, color)
     tones = [mixed(tone) for tone in self.concept.paint]
     residual = np.stack([tone[0] for tone in tones])
@@ -166,11 +167,8 @@ class Finder:
     fullest = (both + 1e-3 * about / areas.sum()).reshape(len(both), -1)
     near = np.zeros_like(both)
     near.reshape(len(both), -1)[np.arange(len(both)), fullest.argmax(1)] = 1
-    y, x = np.mgrid[: self._h, : self._w]
     for _ in range(3):
-      center = templates.moments(near)[0][:, :, None, None]
-      off = np.maximum(np.abs(y - center[:, 0]), np.abs(x - center[:, 1]))
-      near = masks * (off <= self._reach)
+      near = masks * self._about(templates.moments(near)[0])
     present = (best >= _ENOUGH) & (whole < _TOO_MUCH * areas).all(0)
     stray = 1 - near.sum((1, 2)) / np.maximum(masks.sum((1, 2)), 1e-6)
     return near, present, stray
@@ -225,13 +223,6 @@ def _mixture(
       nearer = apart < best
       best, part = np.where(nearer, apart, best), np.where(nearer, t, part)
   return best, part
-
-
-def _ends(ground: int) -> tuple[np.ndarray, np.ndarray]:
-  """The two colours [3] between which those of a background lie."""
-  start, end = templates.tones()
-  start, along = start[ground], (end - start)[ground]
-  return start + _PLACES[0] * along, start + _PLACES[-1] * along
 
 
 def _distance(

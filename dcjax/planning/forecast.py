@@ -104,19 +104,17 @@ class Forecaster:
       lowered = [self._lower(x) if id(x) in wanted else None for x in programs]
     # Compilers work beside each other and beside a trace; traces would not.
     with ThreadPoolExecutor(THREADS) as pool:
-      compiled = [
-        x and pool.submit(self._compile, program, x)
-        for program, x in zip(programs, lowered, strict=True)
-      ]
+      compiled = pool.map(self._compile, programs, lowered)
       counted = [
         None if x else self.count(program)
-        for program, x in zip(programs, compiled, strict=True)
+        for program, x in zip(programs, lowered, strict=True)
       ]
-    found = [x and x.result() for x in compiled]
-    return [
-      known or count or self.count(program)
-      for known, count, program in zip(found, counted, programs, strict=True)
-    ]
+      return [
+        memory or count or self.count(program)
+        for memory, count, program in zip(
+          compiled, counted, programs, strict=True
+        )
+      ]
 
   def memory(self, program: Program) -> Memory:
     """What one program takes."""
@@ -178,7 +176,8 @@ class Forecaster:
       return traced.lower(lowering_platforms=(name,))
 
   def _compile(self, program: Program, lowered: Any) -> Memory | None:
-    """None if XLA cannot compile it."""
+    if lowered is None:
+      return None
     platform = self.topology.device.platform
     resident = program.resident + PROCESS[platform]
     try:
