@@ -235,9 +235,9 @@ def with_statistics(
 
 def _record(config: Any, workdir: str, hours: float) -> None:
   """Says, beside the weights, how they came about: all runs that made them."""
-  folder, before = Path(workdir) / 'base', Path(config.init or '.')
-  runs, metrics = [], ''
-  if config.init and (before / 'training.json').exists():
+  folder, runs, metrics = Path(workdir) / 'base', [], ''
+  before = base_lib.find(config.init) if config.init else None
+  if before and (before / 'training.json').exists():
     runs = json.loads((before / 'training.json').read_text())['runs']
     metrics = (before / 'metrics.jsonl').read_text()
   run = {

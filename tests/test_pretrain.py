@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dcjax import pretrain, pretrain_objective, sampling, train
+from dcjax import pretrain, pretrain_objective, sampling, train, tree
 from dcjax import stage as stage_lib
 from dcjax.data import world
 from dcjax.errors import DcjaxError
@@ -19,10 +20,14 @@ from dcjax.weights.base import load_base
 from dcjax.weights.networks import expected_params
 
 
+def get_config(variant):
+  path = pathlib.Path(__file__).parents[1] / 'configs' / 'pretrain_world.py'
+  return runpy.run_path(str(path))['get_config'](variant)
+
+
 def tiny_config():
   """The config's own tiny variant, on stills and short clips."""
-  path = pathlib.Path(__file__).parents[1] / 'configs' / 'pretrain_world.py'
-  c = runpy.run_path(str(path))['get_config']('tiny')
+  c = get_config('tiny')
   c.bank = ()
   c.format.update(dict(frames=5, steps=2))
   c.dit.update(
@@ -179,6 +184,37 @@ def test_another_run_in_the_folder_is_refused(run, change):
   with pytest.raises(DcjaxError, match='another run') as error:
     pretrain.run(config, str(run[0]))
   assert '\n' not in str(error.value)
+
+
+def test_the_decoder_alone_is_what_makes_pixels_of_latents(world_base):
+  """All of it is trained, and nothing that a latent or a concept rests on."""
+  config = get_config('decoder')
+  (name,) = config.stages
+  train = stage_lib.from_config(name, config[name].to_dict()).train
+  names = tree.flatten(world_base.params)
+  z = jnp.zeros((1, *world_base.latent_shape(1, 8, 8)))
+  vae = WanVAE(world_base.vae)
+  used = jax.eval_shape(
+    lambda key: vae.init(key, z, method='decode')['params'], jax.random.key(0)
+  )
+  assert {f'vae/{x}' for x in tree.flatten(used)} == {
+    x for x in names if re.search(train, x)
+  }
+
+
+def test_a_base_keeps_the_record_of_the_one_it_began_as(run, tmp_path):
+  config = tiny_config()
+  config.init = str(run[0] / 'base')
+  (tmp_path / 'base').mkdir()
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 9}\n')
+  pretrain._record(config, str(tmp_path), hours=1.0)
+  written = json.loads((tmp_path / 'base' / 'training.json').read_text())
+  before = json.loads((run[0] / 'base' / 'training.json').read_text())
+  assert written['runs'][:-1] == before['runs']
+  assert written['runs'][-1]['hours'] == 1.0
+  metrics = (tmp_path / 'base' / 'metrics.jsonl').read_text()
+  assert metrics.startswith((run[0] / 'metrics.jsonl').read_text())
+  assert metrics.endswith('{"step": 9}\n')
 
 
 def test_an_objective_for_concepts_does_not_pretrain(tmp_path):

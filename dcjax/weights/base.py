@@ -171,7 +171,7 @@ def load_base(
     DcjaxError: if a file is missing, a tensor is missing, extra or misshapen,
       or weights are pickled.
   """
-  folder = _find(name)
+  folder = find(name)
   raw = original.config(folder_lib.config(folder, 'transformer'))
   dit = DiTConfig.from_json(raw)
   vae = vae_lib.config_from_json(folder_lib.config(folder, 'vae'))
@@ -222,7 +222,7 @@ def load_part(
   Raises:
     DcjaxError: as `load_base`.
   """
-  folder = _find(name)
+  folder = find(name)
   read = {'vae': vae_lib.config_from_json, 'text_encoder': TextConfig.from_json}
   config = read[part](folder_lib.config(folder, part))
   return config, _part(folder, part, config, dtype or _working_dtype(), None)
@@ -230,7 +230,7 @@ def load_part(
 
 def tokenizer_of(name: str | os.PathLike) -> Any:
   """The tokenizer of a base; DcjaxError as `load_base`."""
-  return load_tokenizer(_find(name) / 'tokenizer')
+  return load_tokenizer(find(name) / 'tokenizer')
 
 
 def _part(
@@ -250,7 +250,7 @@ def _part(
   return Part(part, where, table, tensors, expected, dtype, sharding)
 
 
-def _find(name: str | os.PathLike) -> Path:
+def find(name: str | os.PathLike) -> Path:
   """The folder that a name stands for."""
   folder = ASSETS / name if name == 'world' else Path(name)
   if folder.is_dir():
