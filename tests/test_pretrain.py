@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import runpy
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dcjax import pretrain, pretrain_objective, sampling, train, tree
+from dcjax import pretrain, pretrain_objective, sampling, train
 from dcjax import stage as stage_lib
 from dcjax.data import world
 from dcjax.errors import DcjaxError
@@ -186,20 +185,11 @@ def test_another_run_in_the_folder_is_refused(run, change):
   assert '\n' not in str(error.value)
 
 
-def test_the_decoder_alone_is_what_makes_pixels_of_latents(world_base):
-  """All of it is trained, and nothing that a latent or a concept rests on."""
-  config = get_config('decoder')
-  (name,) = config.stages
-  train = stage_lib.from_config(name, config[name].to_dict()).train
-  names = tree.flatten(world_base.params)
-  z = jnp.zeros((1, *world_base.latent_shape(1, 8, 8)))
-  vae = WanVAE(world_base.vae)
-  used = jax.eval_shape(
-    lambda key: vae.init(key, z, method='decode')['params'], jax.random.key(0)
-  )
-  assert {f'vae/{x}' for x in tree.flatten(used)} == {
-    x for x in names if re.search(train, x)
-  }
+def test_latents_are_held_only_where_some_are(tmp_path):
+  config = get_config('refine')
+  config.init = ''
+  with pytest.raises(DcjaxError, match=r'config.hold is 0.01 .*config.init'):
+    pretrain.run(config, str(tmp_path))
 
 
 def test_a_base_keeps_the_record_of_the_one_it_began_as(run, tmp_path):
