@@ -188,8 +188,8 @@ def autoencoder(
 
   A batch is {frames: sample indices [b]}. The context is None, or the
   parameters of an older autoencoder of the same shape, near whose latents the
-  new ones are to stay: a transformer that models those then models these. What
-  is held out is reconstructed from the mean, and its PSNR given in dB.
+  new ones are to stay: those are what a transformer knows. What is held out is
+  reconstructed from the mean, and its PSNR given in dB.
 
   Args:
     vae: the autoencoder.

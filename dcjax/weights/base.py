@@ -251,7 +251,11 @@ def _part(
 
 
 def find(name: str | os.PathLike) -> Path:
-  """The folder that a name stands for."""
+  """The folder that a name stands for, as of `load_base`.
+
+  Raises:
+    DcjaxError: if there is none, or its weights are pickled.
+  """
   folder = ASSETS / name if name == 'world' else Path(name)
   if folder.is_dir():
     pickles = sorted(path.name for path in folder.glob('*.pth'))
