@@ -65,14 +65,8 @@ class Indices:
 
 def run(config: Any, workdir: str) -> None:
   """Runs the config's stages and writes `workdir/base`."""
-  if config.hold and not config.init:
-    raise DcjaxError(
-      f'config.hold is {config.hold} and there are no latents to hold to; give '
-      'a base as config.init'
-    )
   base = _start(config)
   hours, bank = 0.0, None
-  old = base.params['vae'] if config.hold else None
   stages = [
     stage_lib.from_config(name, config[name].to_dict())
     for name in config.stages
@@ -95,7 +89,7 @@ def run(config: Any, workdir: str) -> None:
         identity=_identity(config, stages[: place + 1]),
         rules=start.rules(config),
       ),
-      context=bank if stage.objective == 'world' else old,
+      context=bank if stage.objective == 'world' else None,
       preview=lambda step, now: _keep(base, now, config, workdir),
     )
     base = dataclasses.replace(base, params=params)
@@ -115,7 +109,6 @@ def _identity(config: Any, stages: list[stage_lib.Stage]) -> dict[str, Any]:
     'seed',
     'bank',
     'kl_weight',
-    'hold',
     'emphasis',
     'format',
     'dit',
@@ -157,7 +150,7 @@ def _objective(base, stage, config):
   vae = vae_lib.build(base.vae, dtype)
   if stage.objective == 'autoencoder':
     return pretrain_objective.autoencoder(
-      vae, seed=config.seed, kl_weight=config.kl_weight, hold=config.hold
+      vae, seed=config.seed, kl_weight=config.kl_weight
     )
   if stage.objective == 'world':
     words = (*world.VOCABULARY, '.', '<unk>', '<extra_id_0>', '<extra_id_1>')

@@ -181,21 +181,16 @@ def _estrange(key, tokens, mask, strangers, prompt_drop):
   return tokens, jnp.where(dropped, empty, mask)
 
 
-def autoencoder(
-  vae: AnyVAE, *, seed: int, kl_weight: float, hold: float = 0.0
-) -> Objective:
+def autoencoder(vae: AnyVAE, *, seed: int, kl_weight: float) -> Objective:
   """L1 + L2 + KL on scenes of the world and on free textures, half and half.
 
-  A batch is {frames: sample indices [b]}. The context is None, or the
-  parameters of an older autoencoder of the same shape, near whose latents the
-  new ones are to stay: those are what a transformer knows. What is held out is
-  reconstructed from the mean, and its PSNR given in dB.
+  A batch is {frames: sample indices [b]}. What is held out is reconstructed
+  from the mean, and its PSNR given in dB.
 
   Args:
     vae: the autoencoder.
     seed: of the scenes.
     kl_weight: of the KL divergence from the unit Gaussian, a number of latents.
-    hold: of the squared distance to the older latents, in their variances.
   """
 
   def videos(indices, frames):
@@ -212,6 +207,7 @@ def autoencoder(
     return 2.0 * jax.vmap(one)(indices) - 1.0
 
   def loss(params, batch, context, key):
+    del context
     variables = {'params': params['vae']}
     total, weight, aux = 0.0, 0.0, {}
     for frames, indices in sorted(batch.items()):
@@ -224,12 +220,6 @@ def autoencoder(
       l2 = jnp.square(x - y).mean()
       kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
       part = jnp.abs(x - y).mean() + l2 + kl_weight * kl
-      if context is not None:
-        old, _ = vae.apply({'params': context}, x, method='encode')
-        moved = normalize(mean, vae.config) - normalize(old, vae.config)
-        moved = jnp.square(moved).mean()
-        part = part + hold * moved
-        aux[f'moved/{frames}_frames'] = moved
       aux[f'psnr/{frames}_frames'] = _psnr(l2)
       aux[f'kl/{frames}_frames'] = kl
       total, weight = total + x.size * part, weight + x.size
