@@ -70,7 +70,7 @@ def sample(
       [v1] [u1] [v2] [u2] ... A storyboard holds its own.
     references: for storyboards, folder of trained added parameters, or the base
       that `weights.reference.equip` makes of them; default the base's own.
-    negative: prompt of the unguided pass.
+    negative: prompt of the unguided pass; may hold learned words too.
     seed: of the noise; several prompts get several noises from it. Default 0,
       or that of the storyboard.
     noise: [f h w c] latents (or [n f h w c]) instead of drawn ones; it then
@@ -121,7 +121,7 @@ def sample(
     transformer, tokens = join(concepts).put_into(base, transformer)
   remember(base, [*many, negative], prompts_lib.sizes_of(tokens))
   text, mask = encode_prompts(base, many, tokens)
-  null, null_mask = encode_prompts(base, [negative] * len(many), {})
+  null, null_mask = encode_prompts(base, [negative] * len(many), tokens)
   latents = generate(
     {'params': transformer},
     noise,

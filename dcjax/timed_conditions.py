@@ -79,14 +79,14 @@ def tell(
   texts = [text for row in events for text, _, _ in row]
   sizes = prompts_lib.sizes_of(tokens)
   # What cannot be read is refused before anything is encoded.
-  for text in (*prompts, *texts):
+  for text in (*prompts, *texts, negative):
     prompts_lib.parse(text, sizes)
   pictures = [_pictures(base, story, concepts) for story in stories]
   _check_count(equipped, pictures)
   words = [x.word for row in pictures for x in row]
   remember(base, [*prompts, *texts, *words, negative], sizes)
   features, mask = latents_lib.encode_prompts(base, prompts, tokens)
-  null = latents_lib.encode_prompts(base, [negative] * len(stories), {})
+  null = latents_lib.encode_prompts(base, [negative] * len(stories), tokens)
   references = _references(base, equipped, stories, pictures)
   return transformer, Told(
     features,

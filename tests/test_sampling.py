@@ -161,6 +161,18 @@ def test_learned_words_change_the_video(base):
   assert (with_word != make(base, 'a cat.', concepts=[learnt])).any()
 
 
+def test_a_negative_prompt_may_hold_learned_words(base):
+  """Nothing is pushed away from itself: guidance then does nothing."""
+  learnt, prompt = concept(base, b1=0.3), 'a [v] cat.'
+  same, plain = (
+    make(base, prompt, negative=prompt, guidance=guidance, concepts=[learnt])
+    for guidance in (4.0, 1.0)
+  )
+  np.testing.assert_allclose(same.astype(int), plain.astype(int), atol=1)
+  other = make(base, prompt, negative='a cat.', guidance=4.0, concepts=[learnt])
+  assert (other != plain).any()
+
+
 # ---- what cannot be made -----------------------------------------------------
 
 
