@@ -14,8 +14,8 @@ steps on one H200: an autoencoder of Wan2.1's form, under AdamW; its decoder was
 trained on afterwards. training.json beside the weights has it all. What is here
 learnt faster in short trials on a CPU: Muon reached 21 dB where AdamW, on the
 same autoencoder and clips, had 16. benchmarks/linear.py says what latents of a
-size can keep: a linear code of 48 numbers reads .90 in shape, of 64 .95, and the
-shipped autoencoder .77.
+size can keep: a linear code of 48 numbers reads .90 in shape, of 64 .95, and
+the shipped autoencoder .77.
 """
 
 from ml_collections import ConfigDict
@@ -139,10 +139,10 @@ def get_config(variant: str = '') -> ConfigDict:
 def _decoder_alone(c: ConfigDict) -> None:
   """A better picture of the same latents, in an hour on two cores.
 
-  The encoder stays, so the transformer stays right, and so does all that was
-  learnt on it. Training the encoder too is a new base: held so near that its
-  latents moved by .022 of their variance, it still made the transformer's loss
-  three times as large.
+  The encoder stays, so the transformer stays right. By its fingerprint it is
+  another base all the same: concepts of the old one are refused. Training the
+  encoder too costs more than that: held so near that latents moved by .022 of
+  their variance, it made the transformer's loss three times as large.
   """
   c.init = 'world'
   c.stages = ('autoencoder',)
