@@ -37,7 +37,8 @@ from dcjax.errors import DcjaxError
 from dcjax.gallery import Gallery
 from dcjax.material import Material, Prior
 from dcjax.stage import Stage
-from dcjax.weights.base import ASSETS, Base, load_base
+from dcjax.weights.base import Base, load_base
+from dcjax.weights.location import ASSETS
 
 # The sample clip of the embedded base: a video and its two prompts.
 SAMPLE = ASSETS / 'world' / 'sample.mp4'

@@ -29,7 +29,7 @@ from dcjax.models.dit import DiT
 from dcjax.models.dit_config import DiTConfig
 from dcjax.models.text import TextConfig, UMT5Encoder
 from dcjax.weights import base as base_lib
-from dcjax.weights import networks
+from dcjax.weights import location, networks
 
 # Batches and clips of a batch that the statistics of latents are taken over.
 MEASURED = (16, 16)
@@ -236,7 +236,7 @@ def with_statistics(
 def _record(config: Any, workdir: str, hours: float) -> None:
   """Says, beside the weights, how they came about: all runs that made them."""
   folder, runs, metrics = Path(workdir) / 'base', [], ''
-  before = base_lib.find(config.init) if config.init else None
+  before = location.find(config.init) if config.init else None
   if before and (before / 'training.json').exists():
     runs = json.loads((before / 'training.json').read_text())['runs']
     metrics = (before / 'metrics.jsonl').read_text()

@@ -52,7 +52,8 @@ LEVELS = """
 
   weights.names  weights.container  weights.hub
   weights.lora_names  weights.fingerprint  weights.folder
-  weights.original  weights.part  weights.lora_file  weights.networks
+  weights.location  weights.original  weights.part  weights.lora_file
+  weights.networks
   weights.base
   weights.outline  weights.reference
   planning.program

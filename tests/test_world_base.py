@@ -11,7 +11,7 @@ from dcjax.data import captions
 from dcjax.evals import base as evaluation
 from dcjax.evals import oracle
 from dcjax.weights import reference as reference_lib
-from dcjax.weights.base import ASSETS
+from dcjax.weights.location import ASSETS
 
 pytestmark = pytest.mark.usefixtures('as_users_compile')
 

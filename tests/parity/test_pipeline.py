@@ -7,6 +7,7 @@ import tiny
 
 from dcjax import sampling
 from dcjax.weights import base as base_lib
+from dcjax.weights.location import ASSETS
 
 pytestmark = pytest.mark.usefixtures('as_users_compile')
 
@@ -25,7 +26,7 @@ def opened(request, tmp_path_factory):
     base_lib.save_base(tiny.base(), folder, dtype=jnp.float32)
     prompt = 'A red cat jumps in the snow.'
   else:
-    folder = base_lib.ASSETS / 'world'
+    folder = ASSETS / 'world'
     if not (folder / 'model_index.json').is_file():
       pytest.skip('the package holds no embedded base yet')
     prompt = 'a red ball moves to the right.'
