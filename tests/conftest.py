@@ -1,12 +1,21 @@
 """Eight host devices, strict promotion, no network, the embedded base."""
 
+from importlib import metadata
 import os
 
 # Before jax is imported by anything; subprocesses of tests inherit it all.
-# Two or three times less compilation, to slower code that means the same.
+# Three or four times less compilation, to slower code that means the same: few
+# optimisations, one thread a program, kernels by the older emitter.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
-_HOST_DEVICES = '--xla_force_host_platform_device_count=8'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_HOST_DEVICES}'
+_FLAGS = [
+  os.environ.get('XLA_FLAGS', ''),
+  '--xla_force_host_platform_device_count=8',
+  '--xla_cpu_parallel_codegen_split_count=1',
+]
+# Later ones have no other emitter, and a flag that XLA does not know is fatal.
+if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 11):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(_FLAGS)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 # A program that an older run compiled must not stand in for this one's.

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
 from dcjax import processes
 
@@ -24,7 +25,7 @@ def start(workdir, sizes, count, *event, devices=1, steps=STEPS):
     port = free.getsockname()[1]
   environ = os.environ | {
     'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': tiny.xla_flags(devices),
     'DCJAX_COORDINATOR': f'localhost:{port}',
     'DCJAX_PROCESS_COUNT': str(count),
     'DCJAX_START_TIMEOUT': '100',

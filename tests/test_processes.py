@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+import tiny
 
 from dcjax import processes, roll_call
 from dcjax.errors import DcjaxError
@@ -217,7 +218,7 @@ def start(port, count, *words):
   """Starts the processes of a group, each with its two devices."""
   environ = os.environ | {
     'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'XLA_FLAGS': tiny.xla_flags(devices=2),
     'DCJAX_COORDINATOR': f'localhost:{port}',
     'DCJAX_PROCESS_COUNT': str(count),
     'DCJAX_START_TIMEOUT': '60',

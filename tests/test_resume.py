@@ -251,7 +251,7 @@ class Command:
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
       'PYTHONPATH': str(root),
       # One device: eight copies of the threads would only be slower.
-      'XLA_FLAGS': '',
+      'XLA_FLAGS': tiny.xla_flags(devices=1),
     }
 
   def start(self):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import jax
 import numpy as np
@@ -111,6 +112,13 @@ def equal(a, b) -> bool:
   return a.keys() == b.keys() and all(
     np.asarray(a[n]).tobytes() == np.asarray(b[n]).tobytes() for n in a
   )
+
+
+def xla_flags(devices=1) -> str:
+  """Those of the tests, for a process with devices of its own."""
+  of_tests = os.environ['XLA_FLAGS']
+  # XLA takes the last one.
+  return f'{of_tests} --xla_force_host_platform_device_count={devices}'
 
 
 # ---- for tests that train and sample ---------------------------------------
