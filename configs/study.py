@@ -7,10 +7,11 @@
 
 Every row is trained on the same clips with the same budget, makes the same
 videos from the same noises and is judged by the oracle of the procedural world.
-The table is runs/study/study.md, and grows while the rows come in. On two cores
-a training of 1100 steps takes about an hour and the videos of a row 15 minutes;
-rows that are done are not done again. Two runs with rows of their own (`only`)
-may share a folder, a core each.
+The table is runs/study/study.md, and grows while the rows come in; below it is
+how far each row lies above the first, item by item. On two cores a training of
+1100 steps takes about an hour and the videos of a row 15 minutes; rows that are
+done are not done again. Two runs with rows of their own (`only`) may share a
+folder, a core each.
 
 Variant: `tiny` after a comma runs two steps of everything.
 """

@@ -11,7 +11,14 @@ import pytest
 import tiny
 
 from dcjax.errors import DcjaxError
-from dcjax.evals import items, making, s2vtime, study, world_items
+from dcjax.evals import (
+  items,
+  making,
+  s2vtime,
+  scoring,
+  study,
+  world_items,
+)
 from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import load_base
@@ -121,11 +128,14 @@ def test_a_study_fills_its_table_and_goes_on(tmp_path, folder, monkeypatch):
   c = config(folder, ['no_tags', 'prompt', 'decoded'])
   study.run(c, str(tmp_path))
   text = (tmp_path / 'study.md').read_text()
-  rows = [line.split('|')[1].strip() for line in text.splitlines()[2:]]
-  assert rows == [
+  table, said, above = text.rstrip().split('\n\n')
+  names = lambda x: [line.split('|')[1].strip() for line in x.splitlines()[2:]]
+  assert names(table) == [
     *('always present', 'random interval'),
     *('no_tags', 'prompt', 'decoded'),
   ]
+  assert said == 'Above no_tags, item by item:'
+  assert names(above) == ['prompt', 'decoded']
   results = json.loads((tmp_path / 'study.json').read_text())['results']
   assert {x['seed'] for runs in results.values() for x in runs} == {0}
   written = json.loads(
@@ -168,6 +178,18 @@ def test_a_row_may_use_the_training_of_another(tmp_path, folder, monkeypatch):
 def test_an_unknown_row_is_refused(tmp_path, folder):
   with pytest.raises(DcjaxError, match="'werop'; the rows are decoded"):
     study.run(config(folder, ['werop']), str(tmp_path))
+
+
+def test_rows_are_compared_seed_by_seed(monkeypatch):
+  """Only seeds that both have; the first row is the one that is compared to."""
+  monkeypatch.setattr(scoring, 'differences', lambda benchmark, pairs: pairs)
+  row = lambda name, *seeds: [
+    {'seed': seed, 'items': f'{name}{seed}'} for seed in seeds
+  ]
+  results = {'a': row('a', 0, 1), 'b': row('b', 1, 2), 'c': row('c', 2)}
+  assert study.against_first(None, results) == {
+    'b': {'seeds': [1], 'table': [('b1', 'a1')]}
+  }
 
 
 def test_cells_are_means_over_seeds_with_the_widest_interval():

@@ -118,6 +118,40 @@ def test_table_has_both_baselines_and_is_split():
   assert 't-IoU' in lines[0] and len({len(x) for x in lines[:4]}) <= 2
 
 
+def test_differences_are_item_by_item():
+  """Items differ much, and what two models make of one of them little."""
+  pairs = [
+    (item(name, spans=(((1, 1 + length),),)), shown([(8, 8 + frames)]))
+    for name, length, frames in (('a', 0.5, 4), ('b', 1, 16), ('c', 2, 8))
+  ]
+  others = score(pairs)
+  ours = score([*pairs[:2], (pairs[2][0], shown([(8, 12)]))])
+  benchmark = Benchmark('test', tuple(x for x, _ in pairs), Path())
+  table = scoring.differences(benchmark, [(ours['items'], others['items'])])
+  mean = table['all']['frame_iou']
+  apart = [x['table']['videos']['all']['frame_iou'] for x in (ours, others)]
+  assert mean.mean == pytest.approx(apart[0].mean - apart[1].mean)
+  assert mean.high == pytest.approx(0, abs=1e-12)  # of no item better
+  assert mean.high - mean.low < apart[1].high - apart[1].low
+  # Another seed without a difference: half of it, of twice as many values.
+  both = [(ours['items'], others['items']), (others['items'],) * 2]
+  again = scoring.differences(benchmark, both)['all']['frame_iou']
+  assert again.mean == pytest.approx(mean.mean / 2) and again.n == 2 * mean.n
+
+
+def test_differences_survive_the_file_and_refuse_other_items(tmp_path):
+  pairs = [(item('a'), shown([(8, 15)])), (item('b'), shown([]))]
+  record = score(pairs)
+  s2vtime.write_record(tmp_path / 'timing.json', record)
+  items = s2vtime.read_record(tmp_path / 'timing.json')['items']
+  benchmark = Benchmark('test', tuple(x for x, _ in pairs), Path())
+  table = scoring.differences(benchmark, [(items, record['items'])])['all']
+  assert table['iou'] == (0, 0, 0, 2)
+  assert table['reference'] == (0, 0, 0, 1)  # one was never seen
+  with pytest.raises(DcjaxError, match='the scores of other items'):
+    scoring.differences(benchmark, [(items, items[::-1])])
+
+
 def test_order_in_groups_tells_length_from_midpoint():
   spans = {'short': (1.5, 2.5), 'medium': (1.25, 2.75), 'long': (0.5, 3.5)}
   members = [item(k, spans=((v,),), group='g') for k, v in spans.items()]

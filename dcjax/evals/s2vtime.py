@@ -235,6 +235,19 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
   path.write_text(text + '\n')
 
 
+def read_record(path: Path) -> dict[str, Any]:
+  """What `write_record` wrote; null is nan again."""
+  return _with_nans(json.loads(path.read_text()))
+
+
+def _with_nans(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _with_nans(x) for key, x in value.items()}
+  if isinstance(value, list):
+    return [_with_nans(x) for x in value]
+  return math.nan if value is None else value
+
+
 def _plain(value: Any) -> Any:
   if hasattr(value, '_asdict'):
     value = value._asdict()

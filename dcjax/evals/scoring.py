@@ -81,10 +81,9 @@ def score(
     verdict = judge(video, fps, item, pictures(item))
     found = _item(item, timing.presence(verdict.masks, area), fps, verdict)
     items.append(found)
-    rows['videos'] += _rows(item, found['subjects'])
     for name, model in _CHANCE.items():
       rows[name] += _rows(item, _expected(item, model, len(video), fps))
-  rows['videos'] += _order(benchmark.items, rows['videos'])
+  rows = {'videos': _seen(benchmark.items, items)} | rows
   return {
     'benchmark': benchmark.name,
     'items': items,
@@ -96,6 +95,39 @@ _CHANCE = {
   'always present': chance.always_present,
   'random interval': chance.random_interval,
 }
+
+
+def differences(
+  benchmark: Benchmark,
+  pairs: Sequence[tuple[Sequence[Mapping], Sequence[Mapping]]],
+  *,
+  seed: int = 0,
+) -> dict[str, dict[str, bootstrap.Mean]]:
+  """How far videos of the same items lie above others, item by item.
+
+  What makes an item hard is in both, so the intervals are narrower than those
+  of two means.
+
+  Args:
+    benchmark: the items.
+    pairs: ('items' of a record of `score`, those of another); several pairs,
+      such as seeds, are taken together, and all of an item is drawn together.
+    seed: of the bootstrap.
+
+  Returns:
+    {part: {key: Mean}}, as in the table of a record.
+
+  Raises:
+    DcjaxError: they are of other items.
+  """
+  rows = []
+  for ours, others in pairs:
+    for a, b in zip(
+      _seen(benchmark.items, ours), _seen(benchmark.items, others), strict=True
+    ):
+      above = {k: float(a[k]) - float(b[k]) for k in COLUMNS if k in a}
+      rows.append({'video': a['video'], 'parts': a['parts']} | above)
+  return _split(rows, seed)
 
 
 def read_pictures(benchmark: Benchmark, item: Item) -> list[np.ndarray | None]:
@@ -193,6 +225,21 @@ def _expected(
   return subjects
 
 
+def _seen(
+  items: Sequence[Item], found: Sequence[Mapping[str, Any]]
+) -> list[Row]:
+  """All rows of what was seen of the items."""
+  if [x.id for x in items] != [x['id'] for x in found]:
+    raise DcjaxError(
+      'these are the scores of other items; use another folder, or score all '
+      'videos anew'
+    )
+  rows = []
+  for item, x in zip(items, found, strict=True):
+    rows += _rows(item, x['subjects'])
+  return rows + _order(items, rows)
+
+
 def _rows(item: Item, subjects: Sequence[Mapping[str, Any]]) -> list[Row]:
   """A row for each asked interval, and one for each subject's own values."""
   where = {
@@ -266,20 +313,21 @@ def table(record: Mapping[str, Any]) -> str:
   lines = [['', *(COLUMNS[key] for key in keys)]]
   for part in record['table']['videos']:
     for system, parts in record['table'].items():
-      cells = [_cell(parts[part].get(key)) for key in keys]
+      cells = [cell(parts[part].get(key)) for key in keys]
       lines.append([f'{part}: {system}', *cells])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
     '  '.join(
-      cell.rjust(width) if n else cell.ljust(width)
-      for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+      x.rjust(width) if n else x.ljust(width)
+      for n, (x, width) in enumerate(zip(line, widths, strict=True))
     ).rstrip()
     for line in lines
   )
 
 
-def _cell(mean: bootstrap.Mean | None) -> str:
+def cell(mean: bootstrap.Mean | None, sign: str = '') -> str:
+  """A mean with half of its interval; `sign` '+' shows that of gains too."""
   if mean is None:
     return '-'
   half = (mean.high - mean.low) / 2
-  return f'{mean.mean:.3f} ±{half:.3f}'
+  return f'{mean.mean:{sign}.3f} ±{half:.3f}'

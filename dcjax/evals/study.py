@@ -2,14 +2,14 @@
 
 A row is a name with what differs from the others: options of the training, or
 another row's training sampled in another way. All rows share data, budget,
-items, noises and judge, and every row is run once a seed. A run that was
-interrupted goes on where it was. Rows may be made side by side, by several runs
-with rows or seeds of their own and one folder: the table is of all that lie
-there.
+items, noises and judge, and every row is run once a seed; so rows are compared
+item by item too, which tells smaller differences than their means do. A run
+that was interrupted goes on where it was. Rows may be made side by side, by
+several runs with rows or seeds of their own and one folder: the table is of all
+that lie there.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from dcjax.evals import (
 from dcjax.evals.items import Benchmark
 from dcjax.weights.base import Base, load_base
 
+# A row and its seed, with the table and the items of its videos.
+Result = dict[str, Any]
 # Of one row and seed, in its folder.
 SCORES = 'scores.json'
 # A row of drawn videos, which nothing was trained or sampled for.
@@ -60,7 +62,7 @@ def run(config: ConfigDict, workdir: str) -> None:
       if seed in row.get('seeds', config.seeds):
         at = folder / f'{name}_{seed}'
         _judge(base, config, benchmark, name, seed, at)
-        write(folder, config)
+        write(folder, config, benchmark)
 
 
 def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -117,7 +119,8 @@ def _judge(
     world_judge.judge,
   )
   print(scoring.table(record), flush=True)
-  result = {'row': name, 'seed': seed, 'table': record['table']}
+  result = {'row': name, 'seed': seed}
+  result |= {key: record[key] for key in ('table', 'items')}
   s2vtime.write_record(path, result)
 
 
@@ -162,45 +165,97 @@ def _load(path: Path) -> tuple[np.ndarray, float]:
 # ---- the table ---------------------------------------------------------------
 
 
-def _results(
-  folder: Path, names: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
+def _results(folder: Path, names: Sequence[str]) -> dict[str, list[Result]]:
   """{row: what was found, a seed each} of all that is in a folder."""
-  found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+  found: dict[str, list[Result]] = {name: [] for name in names}
   for path in folder.glob(f'*/{SCORES}'):
-    result = json.loads(path.read_text())
+    result = s2vtime.read_record(path)
     if result['row'] in found:
       found[result['row']].append(result)
   return {
     name: sorted(runs, key=lambda run: run['seed'])
     for name, runs in found.items()
+    if runs
   }
 
 
-def write(folder: Path, config: ConfigDict) -> None:
+def write(folder: Path, config: ConfigDict, benchmark: Benchmark) -> None:
   """Writes what there is so far."""
   results = _results(folder, config.order)
-  record = {
-    'results': results,
-    'config': machine.plain(config),
-    'machine': machine.describe(),
-  }
-  (folder / 'study.json').write_text(json.dumps(record, indent=1) + '\n')
-  (folder / 'study.md').write_text(table(results) + '\n')
+  above = against_first(benchmark, results)
+  brief = lambda run: {k: x for k, x in run.items() if k != 'items'}
+  s2vtime.write_record(
+    folder / 'study.json',
+    {
+      'results': {
+        name: [brief(run) for run in runs] for name, runs in results.items()
+      },
+      'above': above,
+      'config': machine.plain(config),
+    },
+  )
+  text = table(results)
+  if above:
+    text += f'\n\nAbove {next(iter(results))}, item by item:\n\n'
+    text += table_of_differences(above)
+  (folder / 'study.md').write_text(text + '\n')
 
 
-def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def against_first(
+  benchmark: Benchmark, results: Mapping[str, Sequence[Result]]
+) -> dict[str, dict[str, Any]]:
+  """{row: how far it lies above the first, over the seeds of both}.
+
+  Args:
+    benchmark: the items of all rows.
+    results: {row: its seeds}.
+
+  Returns:
+    For every other row that shares a seed with the first, the seeds, and
+    {part: {key: Mean}} of `scoring.differences`.
+  """
+  first, *others = results
+  base = {run['seed']: run['items'] for run in results[first]}
+  found = {}
+  for name in others:
+    shared = [run for run in results[name] if run['seed'] in base]
+    if shared:
+      found[name] = {
+        'seeds': [run['seed'] for run in shared],
+        'table': scoring.differences(
+          benchmark, [(run['items'], base[run['seed']]) for run in shared]
+        ),
+      }
+  return found
+
+
+def table(results: Mapping[str, Sequence[Result]]) -> str:
   """Markdown: a line a row, each cell the mean over seeds and its interval."""
-  lines = [
+  lines = _head()
+  for system in ('always present', 'random interval'):
+    for runs in list(results.values())[:1]:
+      lines.append(_line(system, runs[:1], system))
+  lines += [_line(name, runs, 'videos') for name, runs in results.items()]
+  return '\n'.join(lines)
+
+
+def table_of_differences(above: Mapping[str, Mapping[str, Any]]) -> str:
+  """Markdown of `against_first`, in the columns of `table`."""
+  lines = _head()
+  for name, x in above.items():
+    cells = [
+      scoring.cell(x['table'].get(part, {}).get(key), '+')
+      for _, part, key in COLUMNS
+    ]
+    lines.append(f'| {name} | {len(x["seeds"])} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def _head() -> list[str]:
+  return [
     '| row | seeds | ' + ' | '.join(head for head, *_ in COLUMNS) + ' |',
     '|---|---|' + '---|' * len(COLUMNS),
   ]
-  found = [(name, runs) for name, runs in results.items() if runs]
-  for system in ('always present', 'random interval'):
-    if found:
-      lines.append(_line(system, found[0][1][:1], system))
-  lines += [_line(name, runs, 'videos') for name, runs in found]
-  return '\n'.join(lines)
 
 
 def _line(name: str, runs: Sequence[Mapping[str, Any]], system: str) -> str:
