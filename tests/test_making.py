@@ -11,14 +11,7 @@ import pytest
 import tiny
 
 from dcjax.errors import DcjaxError
-from dcjax.evals import (
-  items,
-  making,
-  s2vtime,
-  scoring,
-  study,
-  world_items,
-)
+from dcjax.evals import items, making, s2vtime, scoring, study, world_items
 from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import load_base

@@ -120,8 +120,9 @@ def _judge(
   )
   print(scoring.table(record), flush=True)
   result = {'row': name, 'seed': seed}
-  result |= {key: record[key] for key in ('table', 'items')}
-  s2vtime.write_record(path, result)
+  s2vtime.write_record(
+    path, result | {'table': record['table'], 'items': record['items']}
+  )
 
 
 def decode(base: Base, build: ConfigDict, folder: Path) -> Path:
@@ -231,12 +232,14 @@ def against_first(
 
 def table(results: Mapping[str, Sequence[Result]]) -> str:
   """Markdown: a line a row, each cell the mean over seeds and its interval."""
-  lines = _head()
-  for system in ('always present', 'random interval'):
-    for runs in list(results.values())[:1]:
-      lines.append(_line(system, runs[:1], system))
-  lines += [_line(name, runs, 'videos') for name, runs in results.items()]
-  return '\n'.join(lines)
+  first = next(iter(results.values()))
+  return '\n'.join(
+    [
+      *_head(),
+      *(_line(x, first[:1], x) for x in ('always present', 'random interval')),
+      *(_line(name, runs, 'videos') for name, runs in results.items()),
+    ]
+  )
 
 
 def table_of_differences(above: Mapping[str, Mapping[str, Any]]) -> str:
@@ -247,7 +250,7 @@ def table_of_differences(above: Mapping[str, Mapping[str, Any]]) -> str:
       scoring.cell(x['table'].get(part, {}).get(key), '+')
       for _, part, key in COLUMNS
     ]
-    lines.append(f'| {name} | {len(x["seeds"])} | ' + ' | '.join(cells) + ' |')
+    lines.append(_joined(name, len(x['seeds']), cells))
   return '\n'.join(lines)
 
 
@@ -263,14 +266,21 @@ def _line(name: str, runs: Sequence[Mapping[str, Any]], system: str) -> str:
     _cell([run['table'][system].get(part, {}).get(key) for run in runs])
     for _, part, key in COLUMNS
   ]
-  return f'| {name} | {len(runs)} | ' + ' | '.join(cells) + ' |'
+  return _joined(name, len(runs), cells)
+
+
+def _joined(name: str, seeds: int, cells: Sequence[str]) -> str:
+  return f'| {name} | {seeds} | ' + ' | '.join(cells) + ' |'
 
 
 def _cell(means: Sequence[Mapping[str, float] | None]) -> str:
   """Mean over the seeds, with the widest of their intervals."""
   means = [bootstrap.Mean(**x) for x in means if x]
   if not means:
-    return '-'
+    return scoring.cell(None)
   middle = float(np.mean([x.mean for x in means]))
   half = max((x.high - x.low) / 2 for x in means)
-  return f'{middle:.3f} ±{half:.3f}'
+  count = sum(x.n for x in means)
+  return scoring.cell(
+    bootstrap.Mean(middle, middle - half, middle + half, count)
+  )
