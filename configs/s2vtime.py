@@ -34,6 +34,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.build.count = 128
   c.build.seed = 0
   c.build.again = 0  # further items in which a subject comes back (world)
+  c.build.kinds = ('one', 'two', 'one', 'same_class')  # in turn (world)
   c.build.rendered = False  # draw the perfect videos too (world)
   c.build.extended = False  # enter and leave, for 0.5 to 4.5 s (templates)
   c.build.path = ''  # of the other benchmark

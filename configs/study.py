@@ -36,7 +36,14 @@ def get_config(variant: str = '') -> ConfigDict:
   # Rotations are compared as the paper has them: alone.
   c.training.references.presence = 0
   c.benchmark = ConfigDict(
-    dict(source='world', count=64, seed=1, again=8, rendered=False)
+    dict(
+      source='world',
+      count=64,
+      seed=1,
+      again=8,
+      kinds=('one', 'two', 'one', 'same_class'),
+      rendered=False,
+    )
   )
   c.sample = ConfigDict(dict(steps=0, batch=8))  # 0 steps: the base's own
   c.seeds = (0, 1)

@@ -39,7 +39,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def benchmark(tmp_path_factory):
-  build = dict(source='world', count=3, seed=0, again=0, rendered=False)
+  build = dict(
+    source='world', count=3, seed=0, again=0, kinds=('one',), rendered=False
+  )
   config = ConfigDict({'build': build | {'image_model': ''}})
   return s2vtime.build(config, tmp_path_factory.mktemp('items'))
 

@@ -130,6 +130,16 @@ def test_impossible_counts():
     world_items.make(-1, again=2)
 
 
+def test_kinds_are_those_that_are_asked_for():
+  drawn = world_items.make(9, kinds=('same_class',))
+  assert {x.item.kind for x in drawn} == {'same_class'}
+  assert sum(bool(x.item.group) for x in drawn) == 3  # one scene three times
+  with pytest.raises(DcjaxError, match='expected some of one, two, same'):
+    world_items.make(4, kinds=('pair',))
+  with pytest.raises(DcjaxError, match=r'are \[\]'):
+    world_items.make(4, kinds=())
+
+
 def test_items_are_frozen(drawn):
   with pytest.raises(dataclasses.FrozenInstanceError):
     drawn[0].item.prompt = ''

@@ -73,7 +73,7 @@ def build(config: ConfigDict, folder: Path) -> Benchmark:
 
 
 def _build_world(c: ConfigDict, folder: Path) -> Benchmark:
-  drawn = world_items.make(c.count, seed=c.seed, again=c.again)
+  drawn = world_items.make(c.count, seed=c.seed, again=c.again, kinds=c.kinds)
   for x in drawn:
     pictures = world_items.pictures(x)
     for subject, picture in zip(x.item.subjects, pictures, strict=True):

@@ -128,7 +128,9 @@ def _judge(
 def decode(base: Base, build: ConfigDict, folder: Path) -> Path:
   """The perfect videos as the autoencoder shows them: the ceiling of a row."""
   folder.mkdir(parents=True, exist_ok=True)
-  for x in world_items.make(build.count, seed=build.seed, again=build.again):
+  for x in world_items.make(
+    build.count, seed=build.seed, again=build.again, kinds=build.kinds
+  ):
     video = world_items.video(x)[None]
     (seen,) = latents.decode(base, latents.encode_video(base, video))
     video_lib.write_video(folder / f'{x.item.id}.mp4', seen, x.item.fps)

@@ -46,20 +46,33 @@ class Drawn(NamedTuple):
   spans: tuple[tuple[Span, ...], ...]  # of each object, frames
 
 
-def make(count: int, *, seed: int = 0, again: int = 0) -> list[Drawn]:
+def make(
+  count: int,
+  *,
+  seed: int = 0,
+  again: int = 0,
+  kinds: Sequence[str] = KINDS,
+) -> list[Drawn]:
   """Draws items; the same ones for the same seed, whatever the count.
 
   Args:
     count: items of the kinds one, two and same_class.
     seed: of the scenes and the intervals.
     again: further items of the kind again.
+    kinds: of the `count` items, in turn.
 
   Raises:
-    DcjaxError: a count is negative, or both are 0.
+    DcjaxError: a count is negative, both are 0, or a kind is unknown.
   """
   if min(count, again) < 0 or count + again == 0:
     raise DcjaxError(
       f'{count} items and {again} that come back; expected 1 or more'
+    )
+  unknown = [x for x in kinds if x not in KINDS]
+  if unknown or not kinds:
+    raise DcjaxError(
+      f'kinds of items are {list(kinds)}; expected some of '
+      f'{", ".join(dict.fromkeys(KINDS))} (`again` has a count of its own)'
     )
   drawn: list[Drawn] = []
   scene = 0
@@ -67,10 +80,10 @@ def make(count: int, *, seed: int = 0, again: int = 0) -> list[Drawn]:
     rng = np.random.default_rng((seed, scene))
     cycle, place = divmod(scene, _CYCLE)
     if place == 0:
-      drawn += _grouped(KINDS[cycle % len(KINDS)], scene, rng)
+      drawn += _grouped(kinds[cycle % len(kinds)], scene, rng)
     else:
       turn = cycle * (_CYCLE - 1) + place - 1
-      drawn.append(_single(KINDS[turn % len(KINDS)], scene, rng))
+      drawn.append(_single(kinds[turn % len(kinds)], scene, rng))
     scene += 1
   drawn = drawn[:count]
   for i in range(again):
