@@ -1,6 +1,6 @@
-"""A learnt concept on a timeline: is it there when it was asked for?
+r"""A learnt concept on a timeline: is it there when it was asked for?
 
-  python benchmarks/timed_concepts.py --concept=runs/set_seq/concept.safetensors
+  python benchmarks/timed_concepts.py --concept=runs/set_seq/concept.safetensors \
     --number=4 --references=runs/alchemint/reference
 
 Each way to place it, on the same prompts, intervals and noises, beside a

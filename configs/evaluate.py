@@ -1,8 +1,8 @@
-"""Measures how well a base of the procedural world follows its prompts.
+r"""Measures how well a base of the procedural world follows its prompts.
 
   python -m dcjax.main --config=configs/evaluate.py --workdir=runs/evaluate
-  python -m dcjax.main --config=configs/evaluate.py
-  --config.base=runs/world/base
+  python -m dcjax.main --config=configs/evaluate.py \
+    --config.base=runs/world/base
 
 256 clips of held-out prompts; about 15 minutes on two cores.
 """

@@ -92,7 +92,8 @@ def of_config(config: Any) -> Mesh | None:
     config: of the job; without `mesh` it runs on one device.
 
   Raises:
-    DcjaxError: if the devices do not make up the mesh.
+    DcjaxError: if the devices do not make up the mesh, or the mesh cannot share
+      out a batch of the job.
   """
   if 'mesh' not in config:
     return None
@@ -105,21 +106,33 @@ def of_config(config: Any) -> Mesh | None:
   if alone and sizes['data'] == 0:
     others = math.prod(sizes[axis] for axis in AXES[1:])
     most = len(devices) // max(others, 1)
-    batch = math.gcd(*_batches(config))
+    batch = math.gcd(*(n for _, n in _batches(config)))
     fits = lambda n: batch % (n * sizes['fsdp']) == 0
     sizes['data'] = max(filter(fits, range(1, most + 1)), default=1)
   if alone:
     devices = devices[: math.prod(sizes.values())]
-  return make(sizes, devices) if len(devices) > 1 or asked else None
+  if len(devices) == 1 and not asked:
+    return None
+  found = make(sizes, devices)
+  shares = math.prod(found.shape[axis] for axis in ROWS)
+  for name, n in _batches(config):
+    if n % shares:
+      raise DcjaxError(
+        f'{name} is {n}; expected a multiple of {shares}, the shares that '
+        'config.mesh.data and fsdp make of it (config.mesh.context='
+        f'{shares // math.gcd(n, shares)} shares out tokens instead)'
+      )
+  return found
 
 
-def _batches(config: Any) -> Iterator[int]:
-  """Samples of the steps of the job; none give 0, which all divide."""
-  for part in config.values():
+def _batches(config: Any) -> Iterator[tuple[str, int]]:
+  """(option, samples) of the steps of the job; 0 samples are of no step."""
+  for key, part in config.items():
     if hasattr(part, 'items'):
       if 'optimizer' in part:
-        yield part.get('batch', 0)
-      yield from (n for _, n in part.get('mix', ()))
+        yield f'config.{key}.batch', part.get('batch', 0)
+      for _, n in part.get('mix', ()):
+        yield f'config.{key}.mix', n
 
 
 def size(*axes: str) -> int:

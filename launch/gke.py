@@ -2,7 +2,8 @@ r"""A JobSet of GKE from a short description of the job.
 
   python -m launch.gke --name=cat --accelerator=v6e --topology=4x4 \
     --image=IMAGE --bucket=BUCKET -- --config=configs/set_seq.py:wan_14b \
-    > job.yaml && kubectl apply -f job.yaml
+    --config.mesh.fsdp=2 --config.mesh.context=2 > job.yaml
+  kubectl apply -f job.yaml
   python -m launch.gke --job=launch/example.py > job.yaml
 
 A description file defines JOB, a `launch.job.Job`; options change its values.

@@ -6,7 +6,11 @@
     topology='4x4',
     image='us-docker.pkg.dev/my-project/dcjax/dcjax:tpu',
     bucket='my-bucket',
-    command=('--config=configs/set_seq.py:wan_14b',),
+    command=(
+      '--config=configs/set_seq.py:wan_14b',
+      '--config.mesh.fsdp=2',
+      '--config.mesh.context=2',
+    ),
   )
 
 `launch/gke.py` makes a manifest of it. What no cluster would run is refused

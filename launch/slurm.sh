@@ -3,7 +3,8 @@
 # node:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh \
-#     --config=configs/set_seq.py:wan_14b --workdir=/shared/runs/cat
+#     --config=configs/set_seq.py:wan_14b --config.mesh.context=2 \
+#     --workdir=/shared/runs/cat
 #
 # The words are options of dcjax.main; --workdir is a folder that all nodes see.
 # jax learns from Slurm who is who, and gives each task one GPU. VENV is the

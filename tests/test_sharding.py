@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -118,9 +119,28 @@ def test_accelerators_are_used_as_far_as_they_divide_the_batch(
   monkeypatch, batch, accumulate, sizes, shape
 ):
   monkeypatch.setattr(mesh.jax, 'devices', lambda: [Accelerator()] * 8)
-  monkeypatch.setattr(mesh, 'make', lambda sizes, devices: sizes)
+  monkeypatch.setattr(mesh, 'make', made)
   found = mesh.of_config(job(batch, accumulate, **sizes))
-  assert tuple(found[axis] for axis in mesh.AXES) == shape
+  assert tuple(found.shape[axis] for axis in mesh.AXES) == shape
+
+
+def made(sizes, devices):
+  """The shape of a mesh, of devices that are none."""
+  sizes = {k: n or len(devices) for k, n in sizes.items()}
+  return types.SimpleNamespace(shape=sizes)
+
+
+def test_several_processes_use_all_devices_or_say_what_would(monkeypatch):
+  monkeypatch.setattr(mesh.jax, 'devices', lambda: [Accelerator()] * 16)
+  monkeypatch.setattr(mesh.jax, 'process_count', lambda: 4)
+  monkeypatch.setattr(mesh, 'make', made)
+  assert mesh.of_config(job(32)).shape['data'] == 16
+  with pytest.raises(DcjaxError, match=r'stage.batch is 8; .*context=2 '):
+    mesh.of_config(job(8))
+  mixed = job(0)
+  mixed.stage.mix = ((1, 32), (9, 24))
+  with pytest.raises(DcjaxError, match=r'stage.mix is 24; .* of 16'):
+    mesh.of_config(mixed)
 
 
 @dataclasses.dataclass(frozen=True)
