@@ -1,7 +1,8 @@
 r"""A learnt concept on a timeline: is it there when it was asked for?
 
-  python benchmarks/timed_concepts.py --concept=runs/set_seq/concept.safetensors \
-    --number=4 --references=runs/alchemint/reference
+  python benchmarks/timed_concepts.py --number=4 \
+    --concept=runs/set_seq/concept.safetensors \
+    --references=runs/alchemint/reference
 
 Each way to place it, on the same prompts, intervals and noises, beside a
 reference that is there in the other half of the clip. The judge reads pixels.

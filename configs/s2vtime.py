@@ -2,7 +2,8 @@ r"""S2VTime: whether subjects are on screen when they should be.
 
   python -m dcjax.main --config=configs/s2vtime.py:build --workdir=runs/s2vtime
   python -m dcjax.main --config=configs/s2vtime.py:make --workdir=runs/s2vtime
-  python -m dcjax.main --config=configs/s2vtime.py:score --workdir=runs/s2vtime \
+  python -m dcjax.main --config=configs/s2vtime.py:score \
+    --workdir=runs/s2vtime \
     --config.score.videos=runs/s2vtime/videos/references
 
 The first writes runs/s2vtime/benchmark.json and its pictures: 128 items of the
