@@ -5,8 +5,8 @@
     --config.references=runs/alchemint/reference \
     --config.storyboard=examples/two_subjects.json
 
-Without --config.data.path it learns from the procedural world: about an hour on
-two cores, of which five minutes draw and encode the clips. A dataset of
+Without --config.data.path it learns from the procedural world: about eighty
+minutes on two cores, of which five draw and encode the clips. A dataset of
 annotated clips is described in docs/dataset.md.
 
 The references that come with the embedded base were trained so in parts, the

@@ -9,7 +9,7 @@
 Prints parameters, memory of a chip, collectives and time of every program of
 the job; and, if one does not fit, settings with which it does. The same is
 written to plan.json. A published base need not be here, nor any of the chips:
-with libtpu (pip install "dcjax[tpu]") programs are compiled for TPU slices,
+with libtpu (pip install -e ".[tpu]") programs are compiled for TPU slices,
 with the CUDA plugin for GPUs; else what they take is counted, and said to be.
 
 Options of the job are given as --config.plan.options="('sequence.batch=64',)".

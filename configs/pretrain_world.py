@@ -137,7 +137,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def _decoder_alone(c: ConfigDict) -> None:
-  """A better picture of the same latents, in an hour on two cores.
+  """A better picture of the same latents, in two hours on two cores.
 
   The encoder stays, so the transformer stays right. By its fingerprint it is
   another base all the same: concepts of the old one are refused. Training the

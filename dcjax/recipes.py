@@ -109,7 +109,7 @@ def _stages() -> tuple[ConfigDict, ConfigDict]:
 
 
 def _tune_for_world(c: ConfigDict) -> None:
-  """Ten minutes on two cores, report included."""
+  """Six minutes on two cores, report included."""
   c.lora.update(dict(rank=32, targets=ALL_LINEAR))
   # Prior preservation takes half of the time, and so few steps do not bear it:
   # with it a new background is followed, and the concept left out.

@@ -151,3 +151,12 @@ def test_tiny_comes_last():
     2,
     1,
   )
+
+
+@pytest.mark.parametrize('variant', ['', 'wan_1_3b', 'wan_14b'])
+def test_inspection_shows_what_training_sees(variant):
+  training = load('lora').get_config(variant)
+  seen = load('inspect').get_config(variant)
+  for key in ('base', 'format', 'data'):
+    assert seen[key] == training[key]
+  assert seen.batch == training.train.batch
