@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from dcjax import recipes
 from dcjax.errors import DcjaxError
 
-
 VARIANTS = ('tiny', *recipes.WAN)
 
 
@@ -33,6 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
     c.previews = 2
   elif variant and variant not in VARIANTS:
     raise DcjaxError(
-      f'inspect.py has no variant {variant!r}; use {", ".join(VARIANTS)} or none'
+      f'inspect.py has no variant {variant!r}; '
+      f'use {", ".join(VARIANTS)} or none'
     )
   return c
