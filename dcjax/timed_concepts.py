@@ -18,6 +18,7 @@ from dcjax.concept import Concept, join
 from dcjax.data import canvas
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
+from dcjax.models import intervals as times_lib
 from dcjax.storyboard import TimedConcept
 from dcjax.weights.base import Base
 
@@ -89,6 +90,7 @@ def gate(
   frames: int,
   intervals: np.ndarray,
   fades: np.ndarray,
+  parts: int,
   area: int,
   owners: Sequence[Sequence[int | None]],
   tag_tokens: int,
@@ -99,6 +101,7 @@ def gate(
     frames: T, latent frames of the video.
     intervals: [b g 2] of the concepts, in latent time.
     fades: [b g] latent frames over which each comes and goes.
+    parts: video frames of a latent frame.
     area: tokens of a latent frame.
     owners: of each of the b videos, the concept that each of its m references
       belongs to, or None.
@@ -108,7 +111,8 @@ def gate(
     [b n g] float32 of the stream of video, references and tags. The tokens of a
     concept's own picture and word get all of it.
   """
-  video = np.repeat(frame_gate(frames, intervals, fades), area, axis=1)
+  of_frames = frame_gate(frames, intervals, fades, parts)
+  video = np.repeat(of_frames, area, axis=1)
   count = intervals.shape[1]
   own = np.asarray(
     [[[float(o == g) for g in range(count)] for o in row] for row in owners],
@@ -119,19 +123,34 @@ def gate(
 
 
 def frame_gate(
-  frames: int, intervals: np.ndarray, fades: np.ndarray
+  frames: int, intervals: np.ndarray, fades: np.ndarray, parts: int
 ) -> np.ndarray:
   """[b T g]: 1 in the latent frames of an interval, 0 outside.
 
-  A frame belongs to an interval that reaches its half; a fade of w frames is a
-  straight line over as many, centred there.
+  A latent frame belongs to an interval that holds half of its video frames, or
+  to a shorter one that holds no more of any other. A fade of w latent frames is
+  a straight line over as many, centred on an end of the interval; there is none
+  where the video itself begins or ends.
+
+  Args:
+    frames: T, latent frames of the video.
+    intervals: [b g 2] latent times.
+    fades: [b g] latent frames.
+    parts: video frames of a latent frame.
   """
-  t = np.arange(frames, dtype=np.float64)[None, :, None]
-  start, end = intervals[:, None, :, 0], intervals[:, None, :, 1]
+  t = np.asarray(times_lib.frame_times(frames, parts))[None, :, :, None]
+  start, end = np.moveaxis(intervals, -1, 0)[:, :, None, None]
+  touches = times_lib.TOUCHES
+  start = np.where(start <= touches, -np.inf, start)
+  end = np.where(end >= frames - 1 - touches, np.inf, end)
   outside = np.maximum(start - t, t - end)
   width = fades[:, None]
-  ramp = np.clip(0.5 + (0.5 - outside) / np.maximum(width, 1e-6), 0.0, 1.0)
-  return np.where(width > 0, ramp, outside <= 0.5)
+  ramp = 0.5 - outside / np.maximum(width, touches)[:, None]
+  faded = np.clip(ramp, 0.0, 1.0).mean(2)
+  share = (outside <= touches).mean(2)
+  most = share.max(1, keepdims=True)
+  inside = (share > 0) & (share >= np.minimum(most, 0.5))
+  return np.where(width > 0, faded, inside)
 
 
 def numbered(concepts: Sequence[Concept]) -> list[dict[str, str]]:

@@ -232,7 +232,8 @@ def _gate(base, equipped, stories, pictures) -> jax.Array:
   story = stories[0]
   f, h, w, _ = base.latent_shape(timed_plan.frames_of(base, story), *story.size)
   _, ph, pw = base.dit.patch
-  per_second = story.fps / base.vae.scale_factor_temporal
+  stride = base.vae.scale_factor_temporal
+  fades = np.asarray([[c.fade for c in x.concepts] for x in stories])
   count = max(len(row) for row in pictures)
   owners = [
     [x.owner for x in row] + [None] * (count - len(row)) for row in pictures
@@ -244,7 +245,8 @@ def _gate(base, equipped, stories, pictures) -> jax.Array:
   gate = timed_concepts.gate(
     f,
     timed_plan.latent_time(base, story, times),
-    np.asarray([[c.fade for c in x.concepts] for x in stories]) * per_second,
+    fades * (story.fps / stride),
+    stride,
     (h // ph) * (w // pw),
     owners,
     equipped.reference.tag_tokens,

@@ -515,9 +515,11 @@ def test_a_concept_is_a_reference_with_its_lora_in_time(
   assert int(told.references.tag_mask.sum()) == 1  # 'cat'
   # 3 latent frames of 2x4 tokens, a picture, a word of 3.
   gate = np.asarray(told.gate)[0, :, 0]
-  np.testing.assert_array_equal(gate, [0] * 8 + [1] * 16 + [1] * 8 + [1] * 3)
-  _, told = tell(base, equipped, with_concept(folder, files[0], gate=False))
-  assert np.asarray(told.gate).all()
+  # Of frames 4 to 8 the second latent frame holds one, the third all others.
+  np.testing.assert_array_equal(gate, [0] * 16 + [1] * 8 + [1] * 8 + [1] * 3)
+  always = with_concept(folder, files[0], gate=False, fade=1.0)
+  _, told = tell(base, equipped, always)
+  np.testing.assert_array_equal(told.gate, np.ones((1, 35, 1)))
   assert 'lora' in variables['blocks']['mlp']['up']
   assert 'lora' not in variables['blocks']['timed_attn']['q']
 
@@ -588,7 +590,7 @@ def test_several_concepts_have_gates_of_their_own(
   gate = np.asarray(told.gate)[0]
   frames = gate[:24].reshape(3, 8, 2)[:, 0]
   # [0, 0.25] s is [0, 0.5] of latent time: frame 1 is half inside.
-  np.testing.assert_array_equal(frames, [[1, 0], [1, 1], [0, 1]])
+  np.testing.assert_array_equal(frames, [[1, 0], [1, 0], [0, 1]])
   pictures = gate[24:48].reshape(3, 8, 2)
   np.testing.assert_array_equal(pictures[:, 0], [[0, 0], [0, 0], [1, 0]])
   group = variables['blocks']['mlp']['up']['lora']['group']
@@ -638,17 +640,30 @@ def test_words_and_events_may_be_left_out_of_a_training(base, folder):
 
 
 @pytest.mark.parametrize(
-  'fade, expected',
+  'interval, fade, expected',
   [
-    (0.0, [0, 0, 1, 1, 1, 0, 0]),
-    (1.0, [0, 0, 1, 1, 1, 0, 0]),
-    (2.0, [0, 0.25, 0.75, 1, 0.75, 0.25, 0]),
+    # Latent frame j holds the video frames at j - 3/4 to j.
+    ((1.5, 2.5), 0.0, [0, 0, 1, 1, 0]),
+    ((1.0, 3.0), 0.0, [0, 0, 1, 1, 0]),
+    ((0.0, 1.5), 0.0, [1, 1, 1, 0, 0]),
+    # Who is there for less than half of any is not left out.
+    ((1.0, 1.25), 0.0, [0, 1, 1, 0, 0]),
+    ((1.0, 1.0), 0.0, [0, 1, 0, 0, 0]),
+    ((1.1, 1.15), 0.0, [0, 0, 0, 0, 0]),
+    ((1.0, 3.0), 1.0, [0, 0.1875, 0.9375, 0.8125, 0.0625]),
+    # Nothing is there to fade from or to.
+    ((0.0, 3.0), 1.0, [1, 1, 1, 0.8125, 0.0625]),
+    ((2.0, 4.0), 1.0, [0, 0, 0.1875, 0.9375, 1]),
+    ((0.0, 4.0), 9.0, [1, 1, 1, 1, 1]),
   ],
 )
-def test_a_gate_fades(fade, expected):
-  interval, fades = np.array([[[2.0, 4.0]]]), np.array([[fade]])
-  gate = timed_concepts.frame_gate(7, interval, fades)
-  np.testing.assert_allclose(gate[0, :, 0], expected)
+def test_a_gate_is_of_the_frames_that_a_latent_frame_holds(
+  interval, fade, expected
+):
+  gate = timed_concepts.frame_gate(
+    5, np.array([[interval]]), np.array([[fade]]), parts=4
+  )
+  np.testing.assert_allclose(gate[0, :, 0], expected, atol=1e-6)
 
 
 def test_concepts_that_cannot_be_placed(base, equipped, folder, files):

@@ -33,7 +33,8 @@ from dcjax.models import rope as rope_lib
 SCHEMES = ('werope', 'midrope', 'norope')
 ANCHORS = ('outside', 'margin', 'ends', 'printed')
 BORDERS = ('absorb', 'keep')
-_TOUCHES = 1e-4  # of a latent frame
+# Latent frames: who is as near to a border of the video is there with it.
+TOUCHES = 1e-4
 
 
 def latent_time(seconds: Any, fps: float, stride: int, frames: int) -> Any:
@@ -94,8 +95,8 @@ def anchors(
   weight = jnp.full_like(center, edge)
   before, after = weight, weight
   if border == 'absorb':
-    before = jnp.where(start <= _TOUCHES, 0.0, weight)
-    after = jnp.where(end >= last - _TOUCHES, 0.0, weight)
+    before = jnp.where(start <= TOUCHES, 0.0, weight)
+    after = jnp.where(end >= last - TOUCHES, 0.0, weight)
   rest = middle + 2 * edge - before - after
   return jnp.stack([center, left, right], -1), jnp.stack(
     [rest, before, after], -1
@@ -151,11 +152,21 @@ def presence(interval: jax.Array, frames: int, parts: int) -> jax.Array:
     [... T k] in 0..1: one within the interval, and nothing a frame outside.
   """
   start, end = (interval[..., i, None, None] for i in (0, 1))
-  within = (jnp.arange(parts) + 1.0) / parts - 1.0
-  times = jnp.arange(frames)[:, None] + within[None]
-  times = times.at[0].set(0.0)[(None,) * (interval.ndim - 1)]
+  times = frame_times(frames, parts)[(None,) * (interval.ndim - 1)]
   inside = jnp.minimum(times - start, end - times)
   return jnp.clip(1.0 + parts * inside, 0.0, 1.0)
+
+
+def frame_times(frames: int, parts: int) -> jax.Array:
+  """Latent times [T k] of the video frames of each latent frame.
+
+  Args:
+    frames: T, latent frames of the video.
+    parts: k, as in `presence`.
+  """
+  within = (jnp.arange(parts) + 1.0) / parts - 1.0
+  times = jnp.arange(frames)[:, None] + within[None]
+  return times.at[0].set(0.0)
 
 
 def stretch(
