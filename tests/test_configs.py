@@ -128,6 +128,17 @@ def test_wan_presets_are_the_papers_numbers_at_wans_sizes(variant):
   assert (c.base_dtype, c.remat) == ('bfloat16', 'full')
 
 
+@pytest.mark.parametrize('variant', ['wan_1_3b', 'wan_14b', 'snap_dit_11b'])
+def test_alchemint_presets_are_the_papers_numbers(variant):
+  """Nothing of what was tuned for the procedural world."""
+  c = load('alchemint').get_config(variant)
+  stage = c.subjects
+  assert (stage.t_sampler, stage.train_shift) == ('uniform', 1.0)
+  assert (c.drop, c.drop_events) == ((0.1, 0.1, 0.05), 0.0)
+  assert (stage.steps, stage.batch, stage.ema) == (30_000, 32, 0.0)
+  assert c.data.emphasis == 0.0 and c.references.presence == 0
+
+
 def test_variants_have_the_same_options():
   """So that what a command line says of one, it may say of all."""
   whole = leaves(load('set_seq').get_config())

@@ -118,7 +118,9 @@ def _as_the_paper(c: ConfigDict, base: str) -> None:
     c.format.update(dict(frames=81, height=height, width=width))
   c.remat = 'full'
   c.data.update(dict(views=1, window='random', event_tokens=128, emphasis=0.0))
+  c.drop_events = 0.0  # they are hidden with the text alone
   c.subjects.update(dict(train=WITH['all'], steps=30_000, batch=32, ema=0.0))
+  c.subjects.train_shift = 1.0
   c.subjects.optimizer.update(
     dict(
       kind='adamw',
