@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import machine
+from dcjax import machine, storyboard_rules
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.models import vae as vae_lib
@@ -43,7 +43,12 @@ def as_batch(base: Base, noise: Any, n: int) -> jax.Array:
 def draw_noise(
   base: Base, n: int, seed: int, frames: int, height: int, width: int
 ) -> jax.Array:
-  """n noises [n f h w c]; the i-th depends on the seed and i alone."""
+  """n noises [n f h w c]; the i-th depends on the seed and i alone.
+
+  Raises:
+    DcjaxError: the base cannot make that size, or the seed is out of range.
+  """
+  storyboard_rules.check_seed(seed, 'seed')
   shape = base.latent_shape(frames, height, width)
   key = jax.random.key(seed)
   draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)

@@ -19,6 +19,8 @@ FORMS = {
   'video_alchemist': ('text', 'reference', 'time'),
   'instruct_pix2pix': ('text', 'reference', 'time'),
 }
+# So many seeds are noises of their own; jax reads no more bits of one.
+SEEDS = 2**32
 # Two times that are nearer than this are one.
 _SAME = 1e-6
 
@@ -30,7 +32,7 @@ def check(story: Any) -> None:
     if getattr(story, key) is not None:
       _number(getattr(story, key), key, above=0)
   _size(story.size)
-  _whole(story.seed, 'seed', 0)
+  check_seed(story.seed, 'seed')
   if story.steps is not None:
     _whole(story.steps, 'steps', 1)
   if not (story.references or story.concepts or story.events):
@@ -158,7 +160,7 @@ def _interval(story: Any, x: Any, where: str) -> None:
 
 def check_guidance(guidance: Any) -> None:
   """Raises DcjaxError for an unknown form, or a scale that is no number."""
-  if guidance.form not in FORMS:
+  if not isinstance(guidance.form, str) or guidance.form not in FORMS:
     raise DcjaxError(
       f'guidance.form is {guidance.form!r}; use one of {", ".join(FORMS)}'
     )
@@ -169,6 +171,15 @@ def check_guidance(guidance: Any) -> None:
         f'guidance.{key} is {scale:g}, but the form {guidance.form!r} has only '
         f'{", ".join(FORMS[guidance.form])}'
       )
+
+
+def check_seed(value: Any, where: str) -> None:
+  """Raises DcjaxError for what is no seed of a noise."""
+  _whole(value, where, 0)
+  if value >= SEEDS:
+    raise DcjaxError(
+      f'{where} is {value}; expected a whole number below {SEEDS}'
+    )
 
 
 def _text(value: Any, where: str) -> None:

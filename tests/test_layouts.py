@@ -102,6 +102,8 @@ def test_what_is_read_can_be_written(tmp_path):
       ('a fox, a hen', 'hen', 'fox', signal((1, 2)), signal((0, 4), n=5)),
       'of different lengths',
     ),
+    (ONE, ('a lamp', 'lamp'), 'row 2 has not as many cells as the first line'),
+    (ONE, ('a', 'a', signal((1, 2)), 'b'), 'row 2 has not as many cells'),
   ],
 )
 def test_bad_tables_are_one_line(tmp_path, header, row, line):
@@ -138,7 +140,7 @@ def scenario(**changes):
     'summary': 'A baker works, and a cat looks on.',
     'global_entities': [
       entity('{camera}', ''),
-      entity('{shot_transition}', ''),
+      entity('{shot_transition}', None),
       entity('{baker_ana}', '{baker_ana} is a woman with a white cap.'),
       entity('{cat}', '{cat} is black.'),
       entity('{scene_shop}', '{scene_shop} is a small shop.'),
@@ -150,6 +152,7 @@ def scenario(**changes):
       event('{shot_transition}', '{shot_transition} is a cut.', 5.0, 5.01),
       event('{baker_ana}', '{baker_ana} waves.', 7.0, 9.0),
       event('{cat}', '{cat} yawns.', 2.0, 8.0),
+      event('{cat}', None, 8.0, 9.0),
       event('{scene_shop}', '{scene_shop} is bright.', 0.0, 10.0),
     ],
   } | changes
@@ -185,6 +188,7 @@ def test_scenarios_become_items(tmp_path):
   assert subject.intervals == ((1.0, 4.0), (7.0, 9.0))
   assert (out / subject.image).is_file()
   assert '{' not in item.prompt + ''.join(e.text for e in item.events)
+  assert 'None' not in item.prompt + ''.join(e.text for e in item.events)
   made = Benchmark('cine', (item,), out)
   item_file.write(out / 'b.json', made)
   assert item_file.read(out / 'b.json') == made

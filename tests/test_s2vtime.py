@@ -242,6 +242,26 @@ def reference(**changes):
       'event 0: interval 0 to 9 s',
     ),
     (bad_item(events={}), 'events is {}; expected a list'),
+    (
+      bad_item(
+        events=[
+          {'text': 'x', 'start': 1, 'end': 3},
+          {'text': 'y', 'start': 0, 'end': 2},
+        ]
+      ),
+      'events: .* one starts at 1 s before another ends at 2 s',
+    ),
+    (bad_item(seed='abc'), "seed is 'abc'; expected a whole number from 0"),
+    (bad_item(seed=[1]), r'seed is \[1\]'),
+    (bad_item(seed=1.7), 'seed is 1.7'),
+    (bad_item(seed=10**20), 'seed is .* below 4294967296'),
+    (bad_item(kind=3), 'kind is 3; expected a text'),
+    (
+      bad_item(
+        references=[GOOD['references'][0] | {'description': None}],
+      ),
+      'reference 0: description is None; expected a text',
+    ),
   ],
 )
 def test_bad_items_are_one_line(tmp_path, record, line):

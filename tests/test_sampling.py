@@ -69,6 +69,8 @@ def test_each_of_several_prompts_has_its_own_noise(base, noises):
   # The i-th is the same whoever else is asked for.
   more = sampling.draw_noise(base, 5, 0, 5, 16, 32)
   np.testing.assert_array_equal(more[:2], noises)
+  with pytest.raises(DcjaxError, match='seed is 1000.*below 4294967296'):
+    sampling.draw_noise(base, 1, 10**20, 5, 16, 32)
 
 
 def test_a_prompt_is_the_same_alone_and_in_company(base, noises):

@@ -175,6 +175,7 @@ BAD = [
   ({'size': [64, 0]}, 'the width of size is 0'),
   ({'seed': -1}, 'seed is -1; expected a whole number from 0'),
   ({'seed': 0.5}, 'seed is 0.5'),
+  ({'seed': 10**20}, 'expected a whole number below 4294967296'),
   ({'steps': 0}, 'steps is 0'),
   ({'references': {}}, 'references is {}; expected a list'),
   ({'references': ['dog.png']}, r"references\[0\] is 'dog.png'; expected an"),
@@ -235,6 +236,10 @@ BAD = [
   (
     {'guidance': {'text': 4, 'reference': 1, 'form': 'best'}},
     'use one of three_weight, video_alchemist, instruct_pix2pix',
+  ),
+  (
+    {'guidance': {'text': 4, 'reference': 1, 'form': []}},
+    r'guidance.form is \[\]; use one of',
   ),
   (
     {'guidance': dict(text=4, reference=1, both=1, form='video_alchemist')},

@@ -23,6 +23,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dcjax import storyboard_rules
 from dcjax.errors import DcjaxError
 from dcjax.evals import timing
 from dcjax.evals.items import Benchmark, Event, Item, Reference
@@ -113,11 +114,12 @@ def parse(record: Any, where: str) -> Item:
       _event(x, f'{where}: event {n}', seconds)
       for n, x in enumerate(_list(record.get('events', []), where, 'events'))
     ),
-    kind=str(record.get('kind', '')),
-    group=str(record.get('group', '')),
-    seed=int(record.get('seed', 0)),
+    kind=_string(record.get('kind', ''), f'{where}: kind'),
+    group=_string(record.get('group', ''), f'{where}: group'),
+    seed=record.get('seed', 0),
     options={key: record[key] for key in OPTIONS if key in record},
   )
+  storyboard_rules.check_seed(item.seed, f'{where}: seed')
   if not item.references:
     raise DcjaxError(f'{where} has no references; expected one or more')
   for reference in item.references:
@@ -128,6 +130,8 @@ def parse(record: Any, where: str) -> Item:
       )
   for subject in item.subjects:
     _intervals(subject.intervals, f'{where}: {subject.word}', seconds)
+  lane = sorted((x.start, x.end) for x in item.events)
+  _intervals(lane, f'{where}: events', seconds)
   return item
 
 
@@ -158,7 +162,7 @@ def _reference(record: Any, where: str, seconds: float) -> Reference:
     _text(record['word'], f'{where}: word'),
     start,
     end,
-    str(record.get('description', '')),
+    _string(record.get('description', ''), f'{where}: description'),
   )
 
 
@@ -210,8 +214,14 @@ def _number(value: Any, where: str, above: float | None = None) -> float:
   return float(value)
 
 
+def _string(value: Any, where: str) -> str:
+  if not isinstance(value, str):
+    raise DcjaxError(f'{where} is {value!r}; expected a text')
+  return value
+
+
 def _text(value: Any, where: str) -> str:
-  if not isinstance(value, str) or not value.strip():
+  if not _string(value, where).strip():
     raise DcjaxError(f'{where} is {value!r}; expected a text')
   return value
 

@@ -59,7 +59,7 @@ def read_tempocontrol(path: Path) -> list[Item]:
   """Items without pictures, from any of its three kinds of CSV file.
 
   Raises:
-    DcjaxError: a column is missing, or a signal is not of 0 and 1.
+    DcjaxError: a column or a cell is missing, or a signal is not of 0 and 1.
   """
   try:
     with path.open(newline='', encoding='utf-8-sig') as file:
@@ -80,6 +80,8 @@ def read_tempocontrol(path: Path) -> list[Item]:
 
 
 def _tempo_item(row: Mapping[str, str], name: str, where: str) -> Item:
+  if None in row or None in row.values():
+    raise DcjaxError(f'{where} has not as many cells as the first line')
   prompt = row['prompt'].strip()
   comes, seconds = _signal(row['control_signal1'], where)
   word, stays = row['temp_object'].strip(), row.get('static_object')
@@ -215,7 +217,7 @@ def _cine_item(file: Path, root: Path, folder: Path) -> Item | None:
 
 def _cine_event(record: Mapping[str, Any]) -> Event:
   start, end = (float(x) for x in record['time_intervals'][:2])
-  return Event(str(record.get('description', '')), start, end)
+  return Event(str(record.get('description') or ''), start, end)
 
 
 def _cine_picture(
@@ -263,7 +265,7 @@ def _without_overlap(
   return tuple(events)
 
 
-def _plain(text: str) -> str:
-  """'{model_jolie} walks' -> 'model jolie walks'."""
+def _plain(text: str | None) -> str:
+  """'{model_jolie} walks' -> 'model jolie walks'; null is nothing said."""
   spoken = lambda found: found.group(1).replace('_', ' ')
-  return re.sub(r'\{(\w+)\}', spoken, text).strip()
+  return re.sub(r'\{(\w+)\}', spoken, text or '').strip()

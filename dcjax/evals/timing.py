@@ -269,7 +269,7 @@ def check(asked: Sequence[Interval], seconds: float = math.inf) -> None:
   for (_, end), (start, _) in itertools.pairwise(asked):
     if start < end:
       raise DcjaxError(
-        'intervals of one subject must be in order and apart, but one starts '
+        'intervals must be in order and apart, but one starts '
         f'at {start:g} s before another ends at {end:g} s'
       )
 
