@@ -223,8 +223,9 @@ def test_events_are_clipped_to_the_window():
     # Both are cut at the midpoint of what they share.
     ([('b', 1, 4), ('a', 0, 3)], [('a', 0, 2), ('b', 2, 4)]),
     ([('a', 0, 1), ('b', 1, 2)], [('a', 0, 1), ('b', 1, 2)]),
-    # One within the other.
-    ([('a', 0, 4), ('b', 1, 2)], [('a', 0, 1.5), ('b', 1.5, 2)]),
+    # One within the other: the longer one keeps its longer end.
+    ([('a', 0, 4), ('b', 1, 2)], [('b', 1, 1.5), ('a', 1.5, 4)]),
+    ([('a', 0, 4), ('b', 2, 3)], [('a', 0, 2.5), ('b', 2.5, 3)]),
     # The same time.
     ([('a', 0, 4), ('b', 0, 4)], [('a', 0, 2), ('b', 2, 4)]),
     # The third lies in what the first keeps, not in what the second keeps.

@@ -363,6 +363,12 @@ def test_timed_captions_never_overlap():
   ]
   lane = items.lane([told[0], told[3]])
   assert [(e.text, e.end) for e in lane] == [('a', 3.5), ('d', 4)]
+  three = [('a', (0, 4)), ('b', (1, 5)), ('c', (1.2, 1.4))]
+  assert [(e.text, e.start, e.end) for e in items.lane(three)] == [
+    ('a', 0, 1.3),
+    ('c', 1.3, 1.4),
+    ('b', 2.5, 5),
+  ]
   apart = [('a', (0.0, 1.0)), ('b', (1.0, 2.0))]
   assert [(e.start, e.end) for e in items.lane(apart)] == [(0, 1), (1, 2)]
 

@@ -10,7 +10,7 @@ either side of it: a run from i to j is the interval (i - 1/2) / fps to
 frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 
 import numpy as np
@@ -220,8 +220,7 @@ def cut_events(
 ) -> tuple[TimedText, ...]:
   """Timed captions of a window: sorted, and cut so that none overlap.
 
-  Two that overlap are both cut at the midpoint of what they share. What is then
-  shorter than a frame is left out.
+  They are cut as by `apart`. What is then shorter than a frame is left out.
 
   Args:
     events: in seconds of the clip.
@@ -234,17 +233,34 @@ def cut_events(
     (max(x.start - start, 0.0), min(x.end - start, seconds), x.text)
     for x in events
   ]
-  pieces = sorted(x for x in inside if x[1] - x[0] >= least)
-  while (i := _first_overlap(pieces)) is not None:
-    one, two = pieces[i : i + 2]
-    middle = (two[0] + min(one[1], two[1])) / 2
-    pieces[i : i + 2] = (one[0], middle, one[2]), (middle, two[1], two[2])
-    pieces.sort()
   return tuple(
     TimedText(text, begin, end)
-    for begin, end, text in pieces
+    for begin, end, text in apart(x for x in inside if x[1] - x[0] >= least)
     if end - begin >= least
   )
+
+
+def apart(
+  told: Iterable[tuple[float, float, str]],
+) -> list[tuple[float, float, str]]:
+  """Timed captions in order of time, cut until no two overlap.
+
+  Two that overlap are cut at the midpoint of what they share. Of one inside
+  another, the longer one keeps its longer end.
+
+  Args:
+    told: (start, end, text) of each.
+  """
+  pieces = sorted(told)
+  while (i := _first_overlap(pieces)) is not None:
+    (a, b, one), (c, d, other) = pieces[i : i + 2]
+    cut = (c + min(b, d)) / 2
+    if b > d and c - a < b - d:
+      pieces[i : i + 2] = (c, cut, other), (cut, b, one)
+    else:
+      pieces[i : i + 2] = (a, cut, one), (cut, d, other)
+    pieces.sort()
+  return pieces
 
 
 def _first_overlap(pieces: Sequence[tuple[float, float, str]]) -> int | None:

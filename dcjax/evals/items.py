@@ -8,7 +8,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from dcjax.data import casting
 from dcjax.evals.timing import Interval
+
+_DIGITS = 4  # of seconds at which timed captions are cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,23 +134,18 @@ class Benchmark:
 
 
 def lane(told: Iterable[tuple[str, Interval]]) -> tuple[Event, ...]:
-  """Timed captions in order of time; overlaps are cut in their middle.
-
-  Of one inside another, the longer one keeps its longer end.
+  """Timed captions in order of time, cut as by `casting.apart`.
 
   Args:
     told: (text, (start, end)) of each.
   """
-  events = sorted((*interval, text) for text, interval in told)
-  for n in range(len(events) - 1):
-    (a, b, one), (c, d, other) = events[n], events[n + 1]
-    if c < b:
-      cut = round((c + min(b, d)) / 2, 4)
-      if b > d and c - a < b - d:
-        events[n], events[n + 1] = (c, cut, other), (cut, b, one)
-      else:
-        events[n], events[n + 1] = (a, cut, one), (cut, d, other)
-  return tuple(Event(text, start, end) for start, end, text in events)
+  rows = [(*interval, text) for text, interval in told]
+  asked = {time for start, end, _ in rows for time in (start, end)}
+  near = lambda time: time if time in asked else round(time, _DIGITS)
+  return tuple(
+    Event(text, near(start), near(end))
+    for start, end, text in casting.apart(rows)
+  )
 
 
 def timed_prompt(item: Item) -> str:
