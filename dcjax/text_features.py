@@ -6,7 +6,7 @@ the features stay on disk, so a second run never reads it. A small encoder is
 in memory with the rest of the base, and nothing of this happens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import os
 from pathlib import Path
@@ -38,11 +38,8 @@ def text_features(base: Base, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
   """
   if 'text_encoder' not in base.on_disk:
     return _from_memory(base, ids, mask)
-  # Read at the first prompt that is new, and freed on return.
-  encoder = functools.cache(lambda: base.part('text_encoder'))
   features = np.zeros((*ids.shape, base.text.d_model), np.float32)
-  for row, (tokens, valid) in enumerate(zip(ids, mask, strict=True)):
-    found = _remembered(base, np.asarray(tokens[valid]), encoder)
+  for row, found in enumerate(_all_remembered(base, ids, mask)):
     features[row, : len(found)] = found
   return jnp.asarray(features)
 
@@ -60,7 +57,9 @@ def remember(
   if 'text_encoder' in base.on_disk and prompts:
     length = base.format.text_length
     encoded = prompts_lib.encode(base.tokenizer, prompts, length, sizes)
-    text_features(base, encoded.ids, encoded.mask)
+    # One by one, as padded features of many prompts would not fit into memory.
+    for _ in _all_remembered(base, encoded.ids, encoded.mask):
+      pass
 
 
 def folder() -> Path:
@@ -77,6 +76,16 @@ def _from_memory(base: Base, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     for i in range(0, len(ids), count)
   ]
   return prompts_lib.zero_padding(jnp.concatenate(rows), mask)
+
+
+def _all_remembered(
+  base: Base, ids: np.ndarray, mask: np.ndarray
+) -> Iterator[np.ndarray]:
+  """[n d] of each prompt, without padding."""
+  # Read at the first prompt that is new, and freed at the end.
+  encoder = functools.cache(lambda: base.part('text_encoder'))
+  for tokens, valid in zip(ids, mask, strict=True):
+    yield _remembered(base, np.asarray(tokens[valid]), encoder)
 
 
 def _remembered(base: Base, tokens: np.ndarray, encoder: Any) -> np.ndarray:

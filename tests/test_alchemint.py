@@ -11,10 +11,10 @@ import tiny
 
 from dcjax import latents as latents_lib
 from dcjax import stage as stage_lib
-from dcjax import tree
+from dcjax import text_features, tree
 from dcjax.alchemint import dataset, objective, recipe
 from dcjax.alchemint import run as run_lib
-from dcjax.data import subjects
+from dcjax.data import prompts, subjects
 from dcjax.data.subjects import AnnotatedClip, Subject, TimedText
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
@@ -92,8 +92,44 @@ def test_words_have_no_end_token_and_captions_have_one(tmp_path):
   )
 
 
-def test_without_the_branch_there_are_no_events(tmp_path):
-  assert 'events' not in encode(tmp_path, event_length=0.0)[0]
+def test_without_the_branch_all_is_one_text(tmp_path):
+  example = encode(tmp_path, event_length=0.0)[0]
+  assert 'events' not in example
+  assert example['mask'].sum() > 7 + 1
+
+
+@pytest.mark.parametrize(
+  'caption, events, whole',
+  [
+    ('a cat.', ('the cat naps.',), 'a cat. the cat naps.'),
+    ('a cat. the cat naps.', ('the cat naps.',), 'a cat. the cat naps.'),
+    ('a cat', ('it sits', 'it sits', 'it naps'), 'a cat. it sits. it naps'),
+  ],
+)
+def test_timed_captions_go_into_the_caption_once(caption, events, whole):
+  view = {'caption': caption, 'events': [{'text': text} for text in events]}
+  assert dataset._in_one_text(view)['caption'] == whole
+
+
+def test_texts_are_encoded_a_few_at_a_time(monkeypatch):
+  """And are what they are all at once, bit by bit."""
+  base = tiny.base()
+  texts = ['a red ball', 'snow', 'a cat in the snow', 'snow', 'a dog']
+  length = base.format.text_length
+  monkeypatch.setattr(text_features, 'TOKENS', 2 * length)
+  encoded = prompts.encode(base.tokenizer, texts, length, {})
+  whole = text_features.text_features(base, encoded.ids, encoded.mask)
+  counts = []
+
+  def count(base, ids, mask, features=text_features.text_features):
+    counts.append(len(ids))
+    return features(base, ids, mask)
+
+  monkeypatch.setattr(text_features, 'text_features', count)
+  rows = dataset.text_rows(base, texts)
+  assert counts == [2, 2] and len(rows) == 4
+  for text, row, n in zip(texts, whole, encoded.mask.sum(1), strict=True):
+    np.testing.assert_array_equal(rows[text], row[:n].astype(np.float16))
 
 
 def test_views_differ_in_their_references_and_share_the_clip(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from dcjax import material, sampling, text_features
+from dcjax.alchemint import dataset
 from dcjax.data import prompts
 from dcjax.personalization import Personalization
 from dcjax.weights.base import load_base, save_base
@@ -99,6 +100,12 @@ def test_prompts_that_are_remembered_need_no_encoder(folder, loads):
   tokens = {'v': jnp.ones((2, 16)), 'u': jnp.ones((1, 16))}
   sampling.encode_prompts(base, [learnt, ''], tokens)
   assert not loads
+
+
+def test_a_dataset_reads_the_encoder_once(folder, loads, monkeypatch):
+  monkeypatch.setattr(text_features, 'TOKENS', 1)
+  rows = dataset.text_rows(lazy(folder), PROMPTS)
+  assert list(rows) == PROMPTS and loads.count('text_encoder') == 1
 
 
 def test_a_training_run_encodes_all_its_prompts_ahead(tmp_path, loads):

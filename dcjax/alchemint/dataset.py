@@ -170,7 +170,10 @@ def encode(
   """
   clips = []
   for i in range(len(source)):
-    clips.append(_encode_clip(base, source, i, data, cache, seed, views))
+    clip = _encode_clip(base, source, i, data, cache, seed, views)
+    if not config.event_length:
+      clip['views'] = [_in_one_text(view) for view in clip['views']]
+    clips.append(clip)
     if (i + 1) % 64 == 0 or i + 1 == len(source):
       print(f'encoded {i + 1} of {len(source)} clips', flush=True)
   shape = Shape(
@@ -184,6 +187,15 @@ def encode(
   return Samples(clips, features, shape, data.emphasis)
 
 
+def _in_one_text(view: dict[str, Any]) -> dict[str, Any]:
+  """The caption goes on with timed captions that it does not hold (MinT)."""
+  caption = view['caption']
+  for event in view['events']:
+    if event['text'] not in caption:
+      caption = prompts_lib.join(caption, event['text'])
+  return view | {'caption': caption}
+
+
 def _texts(clips: Sequence[dict[str, Any]]) -> Iterable[str]:
   for clip in clips:
     for view in clip['views']:
@@ -194,17 +206,22 @@ def _texts(clips: Sequence[dict[str, Any]]) -> Iterable[str]:
 
 def text_rows(base: Base, texts: Iterable[str]) -> dict[str, np.ndarray]:
   """{text: features [n d]} without padding."""
-  unique = list(dict.fromkeys(texts))
-  encoded = prompts_lib.encode(
-    base.tokenizer, unique, base.format.text_length, {}
-  )
-  rows = np.asarray(
-    text_features.text_features(base, encoded.ids, encoded.mask)
-  )
-  return {
-    text: row[:n].astype(_STORED)
-    for text, row, n in zip(unique, rows, encoded.mask.sum(1), strict=True)
-  }
+  unique, length = list(dict.fromkeys(texts)), base.format.text_length
+  # Padded, the texts of a whole dataset would not fit into memory. The encoder
+  # cuts these into the same batches as all at once.
+  count = max(1, text_features.TOKENS // length)
+  # All that are new by one reading of a large encoder.
+  text_features.remember(base, unique, {})
+  found = {}
+  for i in range(0, len(unique), count):
+    part = unique[i : i + count]
+    encoded = prompts_lib.encode(base.tokenizer, part, length, {})
+    rows = np.asarray(
+      text_features.text_features(base, encoded.ids, encoded.mask)
+    )
+    for text, row, n in zip(part, rows, encoded.mask.sum(1), strict=True):
+      found[text] = row[:n].astype(_STORED)
+  return found
 
 
 def _encode_clip(base, source, index, data, cache, seed, views):
