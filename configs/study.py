@@ -11,7 +11,8 @@ The table is runs/study/study.md, and grows while the rows come in; below it is
 how far each row lies above the first, item by item. On two cores a training of
 1100 steps takes about an hour and the videos of a row 15 minutes; rows that are
 done are not done again. Two runs with rows of their own (`only`) may share a
-folder, a core each.
+folder, a core each; rows that are sampled `of` another's training come after
+that one, or in its run. What else differs needs another folder.
 
 Variant: `tiny` after a comma runs two steps of everything.
 """
@@ -49,7 +50,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.seeds = (0, 1)
   rows = _alchemint()
   c.order = tuple(rows)  # of the table
-  c.only = ''  # rows to make, with commas; empty: all
+  # Rows to make, with commas, for all `seeds`; empty: all, for their own.
+  c.only = ''
   # Keys with dots are kept as they are: they are paths into the training.
   c.rows = ConfigDict(rows, convert_dict=False)
   if 'tiny' in names:

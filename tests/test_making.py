@@ -1,17 +1,28 @@
 """Videos of a benchmark's items, and the study that compares its rows."""
 
+import dataclasses
 import json
 from pathlib import Path
 import runpy
+import shutil
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from test_configs import load as load_config
 import tiny
 
 from dcjax.errors import DcjaxError
-from dcjax.evals import items, making, s2vtime, scoring, study, world_items
+from dcjax.evals import (
+  item_file,
+  items,
+  making,
+  s2vtime,
+  scoring,
+  study,
+  world_items,
+)
 from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import load_base
@@ -59,9 +70,106 @@ def test_every_system_makes_every_item(tmp_path, folder, benchmark, system):
   assert path.read_bytes() == b'kept'
 
 
-def test_an_unknown_system_is_refused(tmp_path, folder, benchmark):
-  with pytest.raises(DcjaxError, match='system is .*references, events, both'):
-    making.make(load_base(folder), benchmark, tmp_path, system='guess')
+@pytest.mark.parametrize(
+  'options, line',
+  [
+    ({'system': 'guess'}, 'system is .*references, events, both'),
+    ({'batch': 0}, 'batch is 0; expected 1 video or more'),
+  ],
+)
+def test_impossible_options_are_one_line(
+  tmp_path, folder, benchmark, options, line
+):
+  with pytest.raises(DcjaxError, match=line):
+    making.make(load_base(folder), benchmark, tmp_path, **options)
+
+
+def black(monkeypatch):
+  """Nothing is sampled; gives the options of every call."""
+  calls = []
+
+  def sample(base, told, **options):
+    calls.append((len(told), options))
+    return np.zeros((len(told), 17, 64, 64, 3), np.uint8)
+
+  monkeypatch.setattr(making.sampling, 'sample', sample)
+  return calls
+
+
+def altered(benchmark, n=0, **changes):
+  """The benchmark with another n-th item."""
+  rows = list(benchmark.items)
+  rows[n] = dataclasses.replace(rows[n], **changes)
+  return dataclasses.replace(benchmark, items=tuple(rows))
+
+
+def test_videos_are_kept_if_they_would_be_made_alike(
+  tmp_path, folder, benchmark, monkeypatch, capsys
+):
+  calls, base = black(monkeypatch), load_base(folder)
+  out = tmp_path / 'videos'
+  two = dataclasses.replace(benchmark, items=benchmark.items[:2])
+  make = lambda items=benchmark, **options: making.make(
+    base, items, out, **({'steps': 1} | options)
+  )
+  make(two)
+  make()
+  assert 'videos: 2 videos are there and kept' in capsys.readouterr().out
+  assert len(calls) == 2
+  other = tmp_path / 'reference'
+  shutil.copytree(folder / 'reference', other)
+  (other / 'config.json').write_text(
+    (other / 'config.json').read_text().replace('werope', 'midrope')
+  )
+  for options, key in (
+    ({'steps': 2}, 'steps 1, not 2'),
+    ({'seed': 1}, 'seed 0, not 1'),
+    ({'system': 'events'}, 'system references, not events'),
+    ({'references': other}, 'references '),
+    ({'items': altered(benchmark, seed=9)}, f'item {benchmark.items[0].id} '),
+  ):
+    with pytest.raises(DcjaxError, match=f'was made with {key}.* another'):
+      make(**options)
+  (out / 'made.json').unlink()
+  with pytest.raises(DcjaxError, match='no made.json says what made them'):
+    make()
+  # An empty folder is nobody's.
+  for path in out.glob('*.mp4'):
+    path.unlink()
+  make(steps=2)
+  make(steps=2)
+
+
+def test_old_videos_are_not_scored_against_new_items(
+  tmp_path, folder, benchmark, monkeypatch
+):
+  black(monkeypatch)
+  out = making.make(load_base(folder), benchmark, tmp_path / 'v', steps=1)
+  new = altered(benchmark, prompt=f'{benchmark.items[0].prompt} again.')
+  item_file.write(benchmark.folder / 'new.json', new)
+  c = load_config('s2vtime').get_config('score')
+  c.score.benchmark = str(benchmark.folder / 'new.json')
+  c.score.videos = str(out)
+  with pytest.raises(DcjaxError, match='was made with item .* another folder'):
+    s2vtime.run(c, str(tmp_path))
+
+
+def test_items_of_one_shape_and_options_share_a_batch(
+  tmp_path, folder, benchmark, monkeypatch
+):
+  """An item's own steps and shift hold where the call gives none."""
+  mixed = altered(benchmark, 1, options={'steps': 3, 'shift': 2.0})
+  mixed = altered(mixed, 2, seconds=1.0)
+  for given, told in (
+    ({}, [{}, {}, {'steps': 3, 'shift': 2.0}]),
+    ({'steps': 5}, [{'steps': 5}] * 2 + [{'steps': 5, 'shift': 2.0}]),
+  ):
+    calls = black(monkeypatch)
+    out = tmp_path / f'{given}'
+    making.make(load_base(folder), mixed, out, system='prompt', **given)
+    options = [{k: x for k, x in o.items() if k != 'noise'} for _, o in calls]
+    assert sorted(options, key=str) == sorted(told, key=str)
+    assert {len(o['noise'][0]) for _, o in calls} == {3, 5}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +258,22 @@ def test_a_study_fills_its_table_and_goes_on(tmp_path, folder, monkeypatch):
   # What another run made there is in the table too.
   study.run(config(folder, ['decoded']), str(tmp_path))
   assert (tmp_path / 'study.md').read_text() == text
+  for key, value in (
+    ('training.subjects.steps', 3),
+    ('sample.steps', 3),
+    ('benchmark.seed', 7),
+    ('rows.prompt', {'system': 'phrases'}),
+  ):
+    other = config(folder, ['no_tags', 'prompt'])
+    if key == 'rows.prompt':
+      other.rows['prompt'] = value
+    else:
+      other.update_from_flattened_dict({key: value})
+    with pytest.raises(DcjaxError, match=f'was made with {key} .* another'):
+      study.run(other, str(tmp_path))
+  # What changes no result may differ.
+  c.training.log_every, c.sample.batch = 7, 1
+  study.run(c, str(tmp_path))
 
 
 def test_a_row_may_use_the_training_of_another(tmp_path, folder, monkeypatch):
@@ -168,6 +292,28 @@ def test_a_row_may_use_the_training_of_another(tmp_path, folder, monkeypatch):
   with pytest.raises(StopIteration):
     study.run(config(folder, ['events']), str(tmp_path))
   assert (trained, told) == (['werope'], [('events', tmp_path / 'werope')])
+
+
+def test_rows_that_are_named_are_made_with_all_seeds(
+  tmp_path, folder, monkeypatch
+):
+  made = []
+  monkeypatch.setattr(study, '_judge', lambda *args: made.append(args[3:5]))
+  monkeypatch.setattr(study, 'write', lambda *args: None)
+  c = config(folder, ['norope'])
+  c.seeds = (1,)
+  study.run(c, str(tmp_path))
+  assert made == [('norope', 1)]
+  c.only = ''
+  study.run(c, str(tmp_path))
+  assert ('norope', 1) not in made[1:] and ('werope', 1) in made
+
+
+def test_batches_are_checked_before_anything_is_trained(tmp_path, folder):
+  c = config(folder, ['werope'])
+  c.sample.batch = 0
+  with pytest.raises(DcjaxError, match='config.sample.batch is 0; expected 1'):
+    study.run(c, str(tmp_path))
 
 
 def test_an_unknown_row_is_refused(tmp_path, folder):

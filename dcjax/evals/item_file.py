@@ -117,7 +117,7 @@ def parse(record: Any, where: str) -> Item:
     kind=_string(record.get('kind', ''), f'{where}: kind'),
     group=_string(record.get('group', ''), f'{where}: group'),
     seed=record.get('seed', 0),
-    options={key: record[key] for key in OPTIONS if key in record},
+    options=_options(record, where),
   )
   storyboard_rules.check_seed(item.seed, f'{where}: seed')
   if not item.references:
@@ -142,6 +142,18 @@ def check_ids(items: Sequence[Item]) -> None:
     if item.id in seen:
       raise DcjaxError(f'the id {item.id!r} is there twice')
     seen.add(item.id)
+
+
+def _options(record: dict[str, Any], where: str) -> dict[str, Any]:
+  """What is handed on; null leaves a value to the model."""
+  steps, shift = record.get('steps'), record.get('shift')
+  if steps is not None and (type(steps) is not int or steps < 1):
+    raise DcjaxError(
+      f'{where}: steps is {steps!r}; expected a whole number from 1'
+    )
+  if shift is not None:
+    _number(shift, f'{where}: shift', above=0)
+  return {key: record[key] for key in OPTIONS if key in record}
 
 
 def _reference(record: Any, where: str, seconds: float) -> Reference:

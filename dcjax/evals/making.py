@@ -11,8 +11,10 @@ The last two need no trained references. As they see no picture, their text says
 what it shows where the item describes it by a few words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ from dcjax import latents, sampling, storyboard
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.evals import items as items_lib
+from dcjax.evals import origin
 from dcjax.evals.items import Benchmark, Item
 from dcjax.storyboard import Storyboard
+from dcjax.storyboard_rules import SEEDS
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import Base
 
@@ -54,49 +58,91 @@ def make(
 
   Args:
     base: the model.
-    benchmark: of items of one length and size.
-    folder: of the videos.
+    benchmark: the items; those of one length, size and options share a batch.
+    folder: of the videos, and of the file that says what made them.
     system: how time is told, see the head of this file.
     references: folder of trained added parameters; default the base's own.
     batch: videos made at once.
     seed: added to that of each item.
-    **options: steps, shift, guidance.
+    **options: steps, shift, guidance; they stand above those of the items.
 
   Raises:
-    DcjaxError: the system is unknown, or an item cannot be made.
+    DcjaxError: the system is unknown, an item cannot be made, or videos that
+      are there were made of or by something else.
   """
-  check_system(system)
+  check(system, batch)
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+  made = {'system': system, 'base': base.fingerprint, 'seed': seed}
+  made |= {key: str(x) for key, x in options.items()}
+  made |= origin.of_items(benchmark.items)
+  if system not in PROMPTS:
+    equipped = reference_lib.equip(base, references)
+    made |= _shown(benchmark, Path(references or base.reference_folder))
   path = lambda item: folder / f'{item.id}.mp4'
   missing = [x for x in benchmark.items if not path(x).exists()]
-  if system not in PROMPTS:
-    references = reference_lib.equip(base, references)
-  for start in range(0, len(missing), batch):
-    part = missing[start : start + batch]
+  kept = len(benchmark.items) - len(missing)
+  if kept:
+    _check_kept(folder, made)
+    print(f'{folder.name}: {kept} videos are there and kept', flush=True)
+  done = 0
+  for part in _batches(missing, batch):
     # A batch of another size would be compiled anew.
     full = [*part, *part[-1:] * (batch - len(part))]
     if system in PROMPTS:
       videos = _of_prompts(base, full, system, seed, options)
     else:
       stories = [_story(benchmark, x, system, seed) for x in full]
-      videos = sampling.sample(base, stories, references=references, **options)
+      videos = sampling.sample(base, stories, references=equipped, **options)
+    origin.claim(folder, made, bool(kept))
     for item, video in zip(part, videos, strict=False):
       video_lib.write_video(path(item), video, item.fps)
-    done = min(start + batch, len(missing))
+    done += len(part)
     print(f'{folder.name}: {done} of {len(missing)} videos', flush=True)
   return folder
 
 
-def check_system(system: str) -> None:
-  """Raises DcjaxError if there is no such system."""
+def check(system: str, batch: int) -> None:
+  """Raises DcjaxError if there is no such system, or no such batch."""
   if system not in SYSTEMS:
     raise DcjaxError(f'system is {system!r}; use one of {", ".join(SYSTEMS)}')
+  if batch < 1:
+    raise DcjaxError(f'batch is {batch}; expected 1 video or more')
+
+
+def _check_kept(folder: Path, made: dict[str, Any]) -> None:
+  if not origin.check(folder, made):
+    raise DcjaxError(
+      f'{folder} holds videos, and no {origin.FILE} says what made them; give '
+      'another folder'
+    )
+
+
+def _shown(benchmark: Benchmark, references: Path) -> dict[str, str]:
+  """Hashes of what is read beside the items."""
+  weights = ('config.json', reference_lib.FILE)
+  pictures = [x.image for item in benchmark.items for x in item.references]
+  return {
+    'references': origin.of_files(references / name for name in weights)
+  } | {
+    f'picture {name}': origin.of_files([benchmark.folder / name])
+    for name in pictures
+    if (benchmark.folder / name).is_file()
+  }
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+  """Items that can be sampled together, up to `size` at once."""
+  options = lambda x: json.dumps(x.options, sort_keys=True)
+  alike = lambda x: (x.seconds, x.fps, x.size, options(x))
+  for _, group in itertools.groupby(sorted(items, key=alike), alike):
+    same = list(group)
+    yield from (same[i : i + size] for i in range(0, len(same), size))
 
 
 def noise_seed(item: Item, seed: int) -> int:
   """That of an item's noise, which all systems and its whole group share."""
-  return item.seed + seed + zlib.crc32((item.group or item.id).encode()) % 2**30
+  own = zlib.crc32((item.group or item.id).encode()) % 2**30
+  return (item.seed + seed + own) % SEEDS
 
 
 def _story(
@@ -114,6 +160,8 @@ def _story(
 def _of_prompts(
   base: Base, items: Sequence[Item], system: str, seed: int, options: Any
 ) -> np.ndarray:
+  given = {k: x for k, x in options.items() if x is not None}
+  options = {**items[0].options, **given}
   write = items_lib.timed_prompt if system == 'prompt' else phrased_prompt
   frames = round(items[0].seconds * items[0].fps) + 1
   noise = [

@@ -20,6 +20,7 @@ from dcjax.errors import DcjaxError
 from dcjax.evals import (
   item_file,
   layouts,
+  origin,
   proposals,
   scenarios,
   scoring,
@@ -125,7 +126,7 @@ def make(config: ConfigDict, folder: Path) -> Path:
   from dcjax.weights.base import load_base
 
   c = config.make
-  making.check_system(c.system)
+  making.check(c.system, c.batch)
   benchmark = item_file.read(c.benchmark or folder / FILE)
   return making.make(
     load_base(c.base),
@@ -155,6 +156,7 @@ def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
       f'an item, such as {benchmark.items[0].id}.mp4'
     )
   paths = find(benchmark.items, Path(c.videos), partial=c.partial)
+  origin.check(c.videos, origin.of_items(benchmark.items))
   kept = tuple(item for item in benchmark.items if item.id in paths)
   benchmark = Benchmark(benchmark.name, kept, benchmark.folder)
   record = scoring.score(

@@ -2,8 +2,9 @@
 
 One or two subjects do something at a place, each for a part of five seconds.
 Kinds are those of the world: `one`, `two`, and `same_class`, a small and a big
-one of the same animal or thing whose looks only the pictures tell. A third of
-the scenes are asked for with three lengths about one midpoint (`group`).
+one of the same animal or thing whose looks only the pictures tell. Of seven
+scenes one is asked for with three lengths about one midpoint (`group`), which
+is a third of the items.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,8 @@ items, noises and judge, and every row is run once a seed; so rows are compared
 item by item too, which tells smaller differences than their means do. A run
 that was interrupted goes on where it was. Rows may be made side by side, by
 several runs with rows or seeds of their own and one folder: the table is of all
-that lie there.
+that lie there. A row that uses the training of another (`of`) trains it where
+it is not there: make it after that one, or in the same run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from dcjax import latents, machine
+from dcjax import latents, machine, start, tree
 from dcjax.alchemint.run import Training
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.evals import (
   bootstrap,
   making,
+  origin,
   s2vtime,
   scoring,
   world_items,
@@ -33,8 +35,14 @@ from dcjax.weights.base import Base, load_base
 
 # A row and its seed, with the table and the items of its videos.
 Result = dict[str, Any]
+# Of the training: what its seeds may differ in, and what changes no result.
+_FREE = (
+  *('base', 'seed', 'name', 'mesh', 'remat'),
+  *('log_every', 'save_every', 'eval_every', 'preview_every'),
+)
 # Of one row and seed, in its folder.
 SCORES = 'scores.json'
+TRAINED = 'training/done'
 # A row of drawn videos, which nothing was trained or sampled for.
 DECODED = 'decoded'
 # Columns of the table, and of which part of the items.
@@ -53,10 +61,15 @@ COLUMNS = (
 def run(config: ConfigDict, workdir: str) -> None:
   """Trains, samples and judges every row; writes `study.json` and `.md`."""
   rows = _rows(config)
+  start.check_least(config, {'sample.batch': 1, 'sample.steps': 0})
   base = load_base(config.training.base)
   folder = Path(workdir)
+  made = _made(base, config, rows)
+  done = [*folder.glob(f'*/{SCORES}'), *folder.glob(f'*/{TRAINED}')]
+  origin.check(folder, made, bool(done))
   build = ConfigDict({'build': config.benchmark.to_dict()})
   benchmark = s2vtime.build(build, folder / 'benchmark')
+  origin.claim(folder, made, bool(done))
   for seed in config.seeds:
     for name, row in rows.items():
       if seed in row.get('seeds', config.seeds):
@@ -66,10 +79,10 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
-  """The rows that `only` names, or all."""
+  """The rows that `only` names, with the config's seeds, or all."""
   rows = config.rows.to_dict()
-  wanted = [x.strip() for x in config.only.split(',') if x.strip()]
-  wanted = wanted or list(config.order)
+  only = [x.strip() for x in config.only.split(',') if x.strip()]
+  wanted = only or list(config.order)
   unknown = [name for name in wanted if name not in rows]
   if unknown:
     raise DcjaxError(
@@ -79,7 +92,25 @@ def _rows(config: ConfigDict) -> dict[str, dict[str, Any]]:
     of = rows[name].get('of', name)
     if of not in rows:
       raise DcjaxError(f'config.rows.{name}.of is {of!r}; it is no row')
-  return {name: rows[name] for name in wanted}
+  seeds = {'seeds': config.seeds} if only else {}
+  return {name: rows[name] | seeds for name in wanted}
+
+
+def _made(
+  base: Base, config: ConfigDict, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """What all runs in one folder must share, beside other rows and seeds."""
+  plain = machine.plain(config)
+  training = {k: x for k, x in plain['training'].items() if k not in _FREE}
+  training['data'].pop('cache')
+  parts = {'training': training, 'benchmark': plain['benchmark']}
+  flat = tree.flatten(parts | {'sample': {'steps': plain['sample']['steps']}})
+  made = {key.replace('/', '.'): x for key, x in flat.items()}
+  defined = config.rows.to_dict()
+  for name in {*rows, *(row.get('of', name) for name, row in rows.items())}:
+    of = defined[name].items()
+    made[f'rows.{name}'] = {k: x for k, x in of if k != 'seeds'}
+  return made | {'base': base.fingerprint}
 
 
 def _judge(
@@ -146,9 +177,10 @@ def train(
   name: str,
 ) -> Path:
   """The `reference` folder of a row, trained if it is not there."""
-  workdir = folder / f'{name}_{seed}' / 'training'
+  mark = folder / f'{name}_{seed}' / TRAINED
+  workdir = mark.parent
   done = workdir / 'reference'
-  if (workdir / 'done').exists():
+  if mark.exists():
     return done
   c = ConfigDict(config.training.to_dict())
   c.update_from_flattened_dict(row.get('training', {}))
@@ -156,7 +188,7 @@ def train(
   # The rows see the same clips: they are encoded once.
   c.data.cache = str(folder / 'cache')
   Training(base, c, workdir).run()
-  (workdir / 'done').touch()
+  mark.touch()
   return done
 
 

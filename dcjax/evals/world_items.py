@@ -10,9 +10,9 @@ world's own and never say when. Kinds:
               said, so only the pictures tell them apart
   again       one subject with two intervals
 
-A third of the scenes are asked for three times, with a short, a medium and a
-long interval about one midpoint (`group`). Asked times lie midway between two
-frames, so that a drawn clip can meet them exactly.
+Of seven scenes one is asked for three times, with a short, a medium and a long
+interval about one midpoint (`group`): a third of the items. Asked times lie
+midway between two frames, so that a drawn clip can meet them exactly.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ SHORTEST, LONGEST = 4, 14  # frames
 # Lengths in frames about one midpoint, each the least and the largest.
 LENGTHS = {'short': (5, 5), 'medium': (7, 9), 'long': (11, 13)}
 _MIDDLES = (7, 9)  # frames between which all of them fit
-# Of seven scenes one is asked for three times: a third of the items.
+# Of so many scenes one is asked for three times.
 _CYCLE = 7
 
 
