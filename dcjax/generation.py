@@ -105,11 +105,11 @@ def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
     },
     'sampler': options['sampler'] or timed_plan.defaults(base)['sampler'],
     'negative': config.negative,
-    'seen': {
-      x.name: timeline.spans(x.present, story.fps)
+    'seen': [
+      {'name': x.name, 'spans': timeline.spans(x.present, story.fps)}
       for x in lanes
       if x.present is not None
-    },
+    ],
     'machine': machine.describe(),
   }
   path = workdir / f'{Path(config.storyboard).stem}_{story.seed}'

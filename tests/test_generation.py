@@ -15,6 +15,7 @@ from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.reference import ADDED
 from dcjax.models.reference_config import ReferenceConfig
+from dcjax.report.timeline import Lane
 from dcjax.storyboard import Event, Reference, Storyboard
 from dcjax.weights import reference as reference_lib
 
@@ -187,7 +188,7 @@ def test_a_storyboard_is_a_video_a_record_and_a_timeline(
   record = json.loads((out / 'snow_5.json').read_text())
   assert record['base']['fingerprint'] == base.fingerprint
   assert len(record['references']['sha256']) == 64
-  assert record['seen'] == {}  # This base has no judge.
+  assert record['seen'] == []  # This base has no judge.
   # The record is enough to make it again, from anywhere.
   again = sampling.sample(
     base,
@@ -201,12 +202,19 @@ def test_a_storyboard_is_a_video_a_record_and_a_timeline(
 
 
 def test_the_command_stands_above_the_storyboard(
-  config, written, references, board, tmp_path
+  config, written, references, board, tmp_path, monkeypatch
 ):
+  # Two subjects with one word are both in the record.
+  lane = lambda n: Lane('cat', 'reference', [(0, 1)], present=np.arange(13) < n)
+  found = [lane(4), lane(8)], ''
+  monkeypatch.setattr(generation.timed_report, 'lanes', lambda *args: found)
   config.storyboard, config.references = board, references
   config.seed, config.frames, config.width = 8, 13, 48
   generation.run(config, str(tmp_path / 'out'))
   assert written['snow_8.mp4'].shape == (13, 16, 48, 3)
+  seen = json.loads((tmp_path / 'out' / 'snow_8.json').read_text())['seen']
+  assert [x['name'] for x in seen] == ['cat', 'cat']
+  assert seen[0]['spans'] != seen[1]['spans']
 
 
 @pytest.mark.parametrize(

@@ -277,10 +277,3 @@ def test_values_of_one_video_are_drawn_together():
   assert often[:3] == pytest.approx(once[:3])
   naive = bootstrap.mean(np.repeat(values, 10))
   assert naive.high - naive.low < 0.5 * (once.high - once.low)
-
-
-def test_summaries_are_by_key():
-  rows = [{'a': 1.0, 'b': float('nan')}, {'a': 0.0, 'b': 2.0}]
-  found = bootstrap.summarize(rows)
-  assert found['a'].mean == 0.5 and found['b'] == (2, 2, 2, 1)
-  assert bootstrap.summarize([]) == {}

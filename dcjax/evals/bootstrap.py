@@ -1,6 +1,6 @@
 """Means with their 95% intervals, drawn from the values themselves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,16 +53,3 @@ def mean(
   low, high = np.quantile(means, [tail, 1 - tail])
   center = total.sum() / count.sum()
   return Mean(float(center), float(low), float(high), int(keep.sum()))
-
-
-def summarize(
-  rows: Sequence[Mapping[str, float]],
-  groups: Sequence[object] | None = None,
-  *,
-  seed: int = 0,
-) -> dict[str, Mean]:
-  """{key: `mean` of its values} of rows with the same keys."""
-  keys = rows[0].keys() if rows else ()
-  return {
-    key: mean([row[key] for row in rows], groups, seed=seed) for key in keys
-  }
