@@ -335,8 +335,12 @@ def test_saved_networks_judge_alike(judge, video, tmp_path):
     segmenter=str(tmp_path / 'segmenter'),
     clip=str(tmp_path / 'clip'),
     device='cpu',
+    area=0.01,
   )
-  assert loaded.box == 0.35 and not loaded.detector.training
+  assert (loaded.box, loaded.area) == (
+    0.35,
+    0.01,
+  ) and not loaded.detector.training
   box = np.array([10, 10, 30, 30.0])
   np.testing.assert_array_equal(
     loaded.track(video, 4, box), judge.track(video, 4, box)

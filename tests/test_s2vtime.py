@@ -12,6 +12,7 @@ from dcjax import storyboard
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.evals import (
+  experts,
   item_file,
   items,
   s2vtime,
@@ -174,6 +175,20 @@ def test_who_comes_back():
   assert (subject['returned'], subject['empty']) == (1, 1)
   assert [x['detected'] for x in subject['intervals']] == [1, 1]
   assert record['table']['videos']['all']['iou'].n == 2
+
+
+def test_who_is_never_there_looks_like_nobody():
+  """One of eight pixels' rows is an eighth of the picture, or two a quarter."""
+  pair = item('a', spans=(((1, 2),), ((1, 2),)))
+  video = shown([(8, 15)], [(8, 15)])
+  video[:, 3] = 0  # the second has one row
+  record = score([(pair, video)], area=0.2)
+  one, two = record['items'][0]['subjects']
+  assert (one['reference'], one['text'], one['swap'], one['leak']) == (
+    *(1, 1),
+    *(0, 0),
+  )
+  assert np.isnan([two[k] for k in ('text', 'reference', 'swap', 'leak')]).all()
 
 
 def test_durations_must_be_right():
@@ -446,12 +461,33 @@ def test_mistakes_of_the_task(built, tmp_path):
     score__judge='human',
   )
   refused('use one of world', job='build', build__source='moon')
+  for source, key, value in (
+    ('world', 'extended', True),
+    ('world', 'image_model', 'x'),
+    ('templates', 'again', 3),
+    ('templates', 'kinds', ('one',)),
+    ('llm', 'rendered', True),
+    ('tempocontrol', 'count', 9),
+  ):
+    refused(
+      f'config.build.{key} is .* the source is {source!r}',
+      job='build',
+      build__source=source,
+      **{f'build__{key}': value},
+    )
   refused('1 or more', job='build', build__count=0)
   twice = tmp_path / 'twice'
   name = item_file.read(built / 'benchmark.json').items[0].id
   for suffix in ('gif', 'webp'):
     video_lib.write_video(twice / f'{name}.{suffix}', shown([]), 8)
   refused(f'several videos of {name}', score__videos=str(twice))
+
+
+def test_judges_and_scores_have_one_area(monkeypatch):
+  c = config('score,experts')
+  c.score.area = 0.02
+  monkeypatch.setattr(experts, 'load', lambda **options: options)
+  assert s2vtime.make_judge(c.score)['area'] == 0.02
 
 
 def test_templates_say_that_pictures_are_missing(tmp_path, capsys):

@@ -231,6 +231,7 @@ def load(
   segmenter: str,
   clip: str,
   looks: int = 5,
+  area: float = timing.AREA,
   device: str = '',
   download: bool = False,
 ) -> Experts:
@@ -241,6 +242,7 @@ def load(
     segmenter: of a SAM 2 or 2.1.
     clip: of a CLIP.
     looks: see `Experts`.
+    area: see `Experts`.
     device: of torch; '' is cuda if there is one, else cpu.
     download: whether the hub may be asked for what is not in its cache.
 
@@ -269,4 +271,5 @@ def load(
     model('CLIPModel', clip),
     words(clip),
     looks=looks,
+    area=area,
   )

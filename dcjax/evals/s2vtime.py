@@ -33,6 +33,19 @@ from dcjax.evals.judging import Judge
 SUFFIXES = ('.mp4', '.mkv', '.mov', '.webm', '.avi', '.gif', '.webp', '.png')
 SOURCES = ('world', 'templates', 'llm', *layouts.LAYOUTS)
 FILE = 'benchmark.json'
+# Of `config.build`: what only some sources read, and its default.
+_OPEN = tuple(x for x in SOURCES if x != 'world')
+_READ_BY = {
+  'count': (128, ('world', 'templates', 'llm')),
+  'again': (0, ('world',)),
+  'kinds': (world_items.KINDS, ('world',)),
+  'rendered': (False, ('world',)),
+  'extended': (False, ('templates',)),
+  'path': ('', tuple(layouts.LAYOUTS)),
+  'language_model': ('', ('llm',)),
+  'image_model': ('', _OPEN),
+  'download': (False, _OPEN),
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -55,6 +68,12 @@ def build(config: ConfigDict, folder: Path) -> Benchmark:
     raise DcjaxError(
       f'config.build.source is {c.source!r}; use one of {", ".join(SOURCES)}'
     )
+  for key, (default, sources) in _READ_BY.items():
+    if c.source not in sources and c.get(key, default) != default:
+      raise DcjaxError(
+        f'config.build.{key} is {c[key]!r}, which only {", ".join(sources)} '
+        f'reads; the source is {c.source!r}'
+      )
   folder.mkdir(parents=True, exist_ok=True)
   if c.source == 'world':
     benchmark = _build_world(c, folder)
@@ -187,6 +206,7 @@ def make_judge(c: ConfigDict) -> Judge:
       segmenter=c.segmenter,
       clip=c.clip,
       looks=c.looks,
+      area=c.area,
       device=c.device,
       download=c.download,
     )

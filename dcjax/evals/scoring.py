@@ -180,6 +180,13 @@ def _item(
   subjects = []
   for s, subject in enumerate(item.subjects):
     seen = present[s]
+    # Who is never there looks like nobody.
+    likeness = {
+      'text': verdict.text[s],
+      'reference': verdict.reference[s],
+      'swap': swaps[s],
+      'leak': leaks[s],
+    }
     wanted = timing.asked_frames(subject.intervals, len(seen), fps)
     scores = timing.score(seen, subject.intervals, fps, item.seconds)
     back = timing.reentry(seen, subject.intervals, fps)
@@ -192,10 +199,7 @@ def _item(
           for asked, x in zip(subject.intervals, scores, strict=True)
         ],
         'frame_iou': timing.frame_iou(seen, wanted),
-        'text': float(verdict.text[s]),
-        'reference': float(verdict.reference[s]),
-        'swap': float(swaps[s]),
-        'leak': float(leaks[s]),
+        **{k: float(x) if seen.any() else _NAN for k, x in likeness.items()},
         'returned': back.returned,
         'empty': back.empty,
       }
