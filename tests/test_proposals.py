@@ -73,7 +73,7 @@ def subjects(**changes):
     (changed(subjects=['fox']), "reference 0 is 'fox'"),
     (
       changed(events=[dict(text='x', start=0, end=2)] * 2),
-      'two events overlap',
+      'events: intervals must be in order and apart',
     ),
   ],
 )

@@ -49,7 +49,8 @@ def read(
     DcjaxError: the file is missing, no JSON or of another format or version; a
       key is unknown or missing, or a value impossible: an interval that is
       empty, reversed or outside the video, a word that is not in the prompt,
-      an id that is there twice or no file name, a picture that is missing.
+      an id that is there twice or no file name, a picture that is missing,
+      timed captions that overlap.
   """
   path = Path(path)
   try:

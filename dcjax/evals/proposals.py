@@ -8,7 +8,6 @@ diffusers draws every subject alone before white.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def parse(answer: str, name: str) -> Item:
 
   Raises:
     DcjaxError: no JSON object, or one that is no item: see `item_file.read`;
-      more than two subjects, an interval under 0.3 s, or events that overlap.
+      more than two subjects, or an interval under 0.3 s.
   """
   start = answer.find('{')
   try:
@@ -138,10 +137,6 @@ def _check(item: Item) -> None:
       raise DcjaxError(f'{item.id}: {x.word!r} is in the prompt more than once')
   if len({x.word for x in item.references}) < len(item.references):
     raise DcjaxError(f'{item.id}: two subjects have the same word')
-  events = sorted(item.events, key=lambda x: x.start)
-  for a, b in itertools.pairwise(events):
-    if b.start < a.end:
-      raise DcjaxError(f'{item.id}: two events overlap')
 
 
 def draw(
