@@ -8,8 +8,8 @@
 Every row is trained on the same clips with the same budget, makes the same
 videos from the same noises and is judged by the oracle of the procedural world.
 The table is runs/study/study.md, and grows while the rows come in; below it is
-how far each row lies above the first, item by item. On two cores a training of
-1100 steps takes about an hour and the videos of a row 15 minutes; rows that are
+how far each row lies above the first, item by item. On two cores the
+training of a row takes about eighty minutes and its videos 15; rows that are
 done are not done again. Two runs with rows of their own (`only`) may share a
 folder, a core each; rows that are sampled `of` another's training come after
 that one, or in its run. What else differs needs another folder.
