@@ -10,7 +10,7 @@ import sys
 from ml_collections import ConfigDict
 import pytest
 
-from dcjax import main
+from dcjax import main, recipes
 from dcjax.errors import DcjaxError
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
@@ -118,6 +118,7 @@ def test_wan_presets_are_the_papers_numbers_at_wans_sizes(variant):
   assert (c['set'].dropout, c.sequence.dropout) == (0.8, 0.5)
   for stage in (c['set'], c.sequence):
     assert (stage.batch, stage.batch % stage.accumulate) == (8, 0)
+    assert (stage.t_sampler, stage.train_shift) == ('uniform', shift)
     assert (
       stage.optimizer.to_dict().items()
       >= dict(
@@ -137,6 +138,14 @@ def test_alchemint_presets_are_the_papers_numbers(variant):
   assert (c.drop, c.drop_events) == ((0.1, 0.1, 0.05), 0.0)
   assert (stage.steps, stage.batch, stage.ema) == (30_000, 32, 0.0)
   assert c.data.emphasis == 0.0 and c.references.presence == 0
+
+
+@pytest.mark.parametrize('variant', recipes.WAN)
+def test_lora_training_of_wan_draws_times_as_wan_samples(variant):
+  c = load('lora').get_config(variant)
+  assert (c.train.t_sampler, c.train.train_shift) == ('uniform', c.shift)
+  own = load('lora').get_config().train
+  assert (own.t_sampler, own.train_shift) == ('logit_normal', 1.0)
 
 
 def test_variants_have_the_same_options():
