@@ -123,6 +123,29 @@ def test_the_original_layout_is_refused_with_advice(tmp_path):
   refused(tmp_path, r'Wan2.1_VAE.pth.*refused.*-Diffusers')
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'transformer_2': ['diffusers', 'WanTransformer3DModel']},
+    {'boundary_ratio': 0.875},
+  ],
+)
+def test_one_of_two_experts_is_not_loaded_for_the_whole(folder, changes):
+  path = folder / 'model_index.json'
+  index = json.loads(path.read_text())
+  path.write_text(json.dumps(index | changes))
+  refused(folder, 'model_index.json .*two transformers.*give a base of one')
+
+
+@pytest.mark.parametrize('index', [None, {}, {'transformer_2': [None, None]}])
+def test_a_base_of_one_transformer_need_not_say_so(folder, index):
+  path = folder / 'model_index.json'
+  path.unlink()
+  if index is not None:
+    path.write_text(json.dumps(index))
+  assert load_base(folder, weights=False).dit == tiny.DIT
+
+
 HEADERS = {
   'a gap': ({'a': ('F32', [1], [4, 8])}, 8, 'a does not fill its place'),
   'an overlap': (

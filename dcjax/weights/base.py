@@ -167,9 +167,10 @@ def load_base(
 
   Raises:
     DcjaxError: if a file is missing, a tensor is missing, extra or misshapen,
-      or weights are pickled.
+      weights are pickled, or there are two transformers.
   """
   folder = find(name)
+  folder_lib.refuse_two_experts(folder)
   raw = original.config(folder_lib.config(folder, 'transformer'))
   dit = DiTConfig.from_json(raw)
   vae = vae_lib.config_from_json(folder_lib.config(folder, 'vae'))

@@ -42,6 +42,22 @@ def config(
   return read_json(path)
 
 
+def refuse_two_experts(folder: Path) -> None:
+  """Raises DcjaxError if its index names a second transformer.
+
+  The first one of a Wan 2.2 has the shapes of Wan 2.1, and knows high noise
+  only.
+  """
+  path = folder / 'model_index.json'
+  index = read_json(path) if path.is_file() else {}
+  second = index.get('transformer_2') not in (None, [None, None])
+  if second or index.get('boundary_ratio') is not None:
+    raise DcjaxError(
+      f'{path} is of a model with two transformers, such as Wan 2.2 A14B, one '
+      'for high and one for low noise; give a base of one, such as Wan 2.1'
+    )
+
+
 def ours(path: Path) -> dict[str, Any]:
   """Name and `Format` from our file; {} in a folder of others."""
   if not path.exists():
