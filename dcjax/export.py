@@ -89,13 +89,18 @@ def open_source(
   Args:
     path: of the file.
     identity: weight of the look, or of the whole LoRA of another tool.
-    motion: weight of the motion.
+    motion: weight of the motion, which the LoRA of another tool has not.
 
   Raises:
-    DcjaxError: it is missing, broken or no LoRA.
+    DcjaxError: it is missing, broken or no LoRA, or has no motion to weigh.
   """
   head, tensors = container.read(path)
   if not is_concept(head):
+    if motion != 1.0:
+      raise DcjaxError(
+        f'{path} is the LoRA of another tool and has no motion to weigh by '
+        f'{motion:g}; give config.identity, the weight of all of it'
+      )
     file = lora_file.parse(head, tensors, path)
     pairs = {
       place: dataclasses.replace(pair, up=np.float32(identity) * pair.up)

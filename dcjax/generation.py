@@ -38,6 +38,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     raise DcjaxError(
       f'config.format is {config.format!r}; use mp4, gif or webp'
     )
+  if config.scale < 0:
+    raise DcjaxError(
+      f'config.scale is {config.scale}; expected a positive number, or 0 for '
+      'what suits the size'
+    )
   if config.storyboard:
     _run_storyboard(config, Path(workdir))
   else:
@@ -50,6 +55,11 @@ def _run_prompts(config: ConfigDict, workdir: Path) -> None:
     raise DcjaxError(
       'there is no prompt; give --config.prompt="a red star on a plain navy '
       'background"'
+    )
+  if config.references:
+    raise DcjaxError(
+      'config.references is given without config.storyboard, which alone reads '
+      'it; leave it out'
     )
   base = _load(config)
   concepts = [
@@ -72,8 +82,9 @@ def _load(config: ConfigDict) -> Base:
 
 
 def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
-  for key in ('prompt', 'prompts', 'concepts', 'guidance'):
-    if config[key]:
+  others = {'prompt': '', 'prompts': (), 'concepts': '', 'guidance': 0.0}
+  for key, unsaid in (others | {'identity': 1.0, 'motion': 1.0}).items():
+    if config[key] != unsaid:
       raise DcjaxError(
         f'config.{key} is given beside config.storyboard, in which it has its '
         'place; give one of the two'

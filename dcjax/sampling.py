@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+import math
 import os
 from typing import Any
 
@@ -88,6 +89,9 @@ def sample(
 
   Returns:
     uint8 [f h w 3], or [n f h w 3] for a sequence.
+
+  Raises:
+    DcjaxError: it cannot be made, or something given would not be read.
   """
   single = isinstance(prompt, str | Storyboard)
   many = [prompt] if single else list(prompt)
@@ -108,10 +112,16 @@ def sample(
       dtype=dtype,
     )
     return videos[0] if single else videos
+  if references is not None:
+    raise DcjaxError(
+      'references are of storyboards and not read with a prompt; leave them '
+      'out of the call, or give a Storyboard'
+    )
   f = base.format
   steps = f.steps if steps is None else steps
-  if steps < 1:
-    raise DcjaxError(f'steps is {steps}; a sampler takes at least 1')
+  shift = base.shift if shift is None else shift
+  guidance = f.guidance if guidance is None else guidance
+  _check_numbers(steps, shift, guidance)
   if noise is None:
     size = (frames or f.frames, height or f.height, width or f.width)
     noise = draw_noise(base, len(many), seed or 0, *size)
@@ -130,11 +140,23 @@ def sample(
     dit=DiT(base.dit, dtype or working_dtype()),
     sampler=sampler or 'unipc',
     steps=steps,
-    shift=float(base.shift if shift is None else shift),
-    guidance=float(f.guidance if guidance is None else guidance),
+    shift=float(shift),
+    guidance=float(guidance),
   )
   videos = decode(base, latents)
   return videos[0] if single else videos
+
+
+def _check_numbers(steps: int, shift: float, guidance: Any) -> None:
+  """Refuses those of which a sampler makes no video, or NaN."""
+  if steps < 1:
+    raise DcjaxError(f'steps is {steps}; a sampler takes at least 1')
+  if not 0 < shift < math.inf:
+    raise DcjaxError(f'shift is {shift}; expected a number above 0')
+  if isinstance(guidance, Guidance) or not math.isfinite(guidance):
+    raise DcjaxError(
+      f'guidance is {guidance}; expected the one number of a prompt'
+    )
 
 
 @functools.partial(

@@ -100,7 +100,8 @@ def test_fresh_parameters_have_the_same_tree(base):
 def test_sizes_that_cannot_be_made(base):
   assert base.latent_shape(5, 16, 24) == (2, 4, 6, 4)
   assert base.latent_shape(1, 8, 8) == (1, 2, 2, 4)
-  for size in ((4, 16, 24), (0, 16, 24), (5, 12, 24), (5, 16, 20)):
+  sizes = [(4, 16, 24), (0, 16, 24), (5, 12, 24), (5, 16, 20)]
+  for size in (*sizes, (5, -16, 24), (5, 16, 0)):
     with pytest.raises(DcjaxError, match=r'1 \+ 4k frames.*multiples of 8'):
       base.latent_shape(*size)
 

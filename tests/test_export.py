@@ -347,6 +347,7 @@ def test_another_base_is_refused(base, run, tmp_path):
     ({'style': 'diffusers,a1111'}, "config.style has 'a1111'; use diffusers"),
     ({'dtype': 'int8'}, "config.dtype is 'int8'; use float32"),
     ({'identity': float('nan')}, 'identity is nan, expected a number'),
+    ({'file': 'x', 'motion': 0.5}, 'no motion .* by 0.5; give config.identity'),
     (
       {'split': True, 'style': 'comfyui', 'file': 'x'},
       'without look and motion',

@@ -11,6 +11,7 @@ import tiny
 from dcjax import lora, sampling, tree
 from dcjax.concept import Concept
 from dcjax.errors import DcjaxError
+from dcjax.storyboard import Guidance
 
 A, B = 'a red cat in the snow.', 'a blue dog.'
 
@@ -184,6 +185,14 @@ def test_a_negative_prompt_may_hold_learned_words(base):
     ({'steps': 0}, 'steps is 0'),
     ({'frames': 4}, r'cannot make 4 frames of 16x32'),
     ({'height': 20}, r'cannot make 5 frames of 20x32'),
+    ({'height': -16}, r'cannot make 5 frames of -16x32'),
+    ({'width': -32}, r'cannot make 5 frames of 16x-32'),
+    ({'shift': 0.0}, 'shift is 0.0; expected a number above 0'),
+    ({'shift': -3.0}, 'shift is -3.0'),
+    ({'shift': float('nan')}, 'shift is nan'),
+    ({'guidance': float('inf')}, 'guidance is inf; expected the one number'),
+    ({'guidance': Guidance(4.0, 1.5)}, 'guidance is .*; expected the one'),
+    ({'references': 'folder'}, 'references are of storyboards'),
     ({'sampler': 'heun'}, "unknown sampler 'heun'"),
     ({'prompt': 'a [v] cat.'}, r'\[v\] .*has not been learnt'),
   ],

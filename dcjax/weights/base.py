@@ -109,7 +109,7 @@ class Base:
     time, space = self.vae.scale_factor_temporal, self.vae.scale_factor_spatial
     rows, columns = space * self.dit.patch[1], space * self.dit.patch[2]
     if (
-      frames < 1
+      min(frames, height, width) < 1
       or frames % time != 1 % time
       or height % rows
       or width % columns
@@ -117,7 +117,7 @@ class Base:
       raise DcjaxError(
         f'{self.name} cannot make {frames} frames of {height}x{width}; it '
         f'takes 1 + {time}k frames, heights in multiples of {rows} and '
-        f'widths in multiples of {columns}'
+        f'widths in multiples of {columns}, above 0'
       )
     return self.vae.latent_shape(frames, height, width)
 
