@@ -23,8 +23,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.base = 'world'  # what it was learnt on, or what a LoRA of others is for
   c.style = ''  # diffusers, comfyui, musubi; several with commas
   c.split = False  # two files, look and motion
-  c.identity = 1.0  # weight of the look
-  c.motion = 1.0  # weight of the motion
+  c.identity = 1.0  # weight of the look, times that of its file
+  c.motion = 1.0  # weight of the motion, times that of its file
   c.dtype = 'float32'  # or bfloat16, float16
   if variant == 'tiny':
     c.style, c.dtype = 'diffusers', 'bfloat16'

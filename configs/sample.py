@@ -31,8 +31,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.prompts = ()  # further ones
   c.negative = ''
   c.concepts = ''  # concept files, or LoRA files of other tools
-  c.identity = 1.0  # weight of the look
-  c.motion = 1.0  # weight of the motion
+  c.identity = 1.0  # weight of the look, times that of its file
+  c.motion = 1.0  # weight of the motion, times that of its file
   # JSON: prompt, references with intervals, concepts and timed captions.
   c.storyboard = ''
   c.references = ''  # folder of trained references; empty: the base's own

@@ -88,8 +88,8 @@ def open_source(
 
   Args:
     path: of the file.
-    identity: weight of the look, or of the whole LoRA of another tool.
-    motion: weight of the motion, which the LoRA of another tool has not.
+    identity: factor of the look, or of the whole LoRA of another tool.
+    motion: factor of the motion, which the LoRA of another tool has not.
 
   Raises:
     DcjaxError: it is missing, broken or no LoRA, or has no motion to weigh.
@@ -108,15 +108,15 @@ def open_source(
     }
     weights = {'merged': (identity, 1.0)}
     return Source(path, file, weights, {'merged': pairs})
-  concept = Concept.load(path).scaled(identity, motion)
+  concept = Concept.load(path).times(identity, motion)
   if not concept.lora:
     raise DcjaxError(
       f'{path} has learned words and no LoRA: there is nothing to export'
     )
   weights = {
-    'merged': (identity, motion),
-    'identity': (identity, 0.0),
-    'motion': (0.0, motion),
+    'merged': (concept.identity, concept.motion),
+    'identity': (concept.identity, 0.0),
+    'motion': (0.0, concept.motion),
   }
   parts = {
     name: formats.to_pairs(concept.lora, *both)

@@ -63,7 +63,7 @@ def _run_prompts(config: ConfigDict, workdir: Path) -> None:
     )
   base = _load(config)
   concepts = [
-    Concept.load(path.strip()).scaled(config.identity, config.motion)
+    Concept.load(path.strip()).times(config.identity, config.motion)
     for path in config.concepts.split(',')
     if path.strip()
   ]

@@ -47,8 +47,8 @@ class TimedConcept:
 
   Attributes:
     file: path of the concept, or of the LoRA of another tool.
-    identity: weight of the look.
-    motion: weight of the motion.
+    identity: weight of the look, times that of the file.
+    motion: weight of the motion, times that of the file.
     start: seconds.
     end: seconds; None: to the end of the video.
     timing: 'reference', frames of the concept are references with this

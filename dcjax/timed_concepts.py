@@ -27,8 +27,8 @@ _READS, _READS_TIMED = 'blocks/cross_attn/', 'blocks/timed_attn/'
 
 
 def load(timed: Sequence[TimedConcept]) -> list[Concept]:
-  """The files, with the weights that the storyboard gives them."""
-  return [Concept.load(x.file).scaled(x.identity, x.motion) for x in timed]
+  """The files, their weights times those of the storyboard."""
+  return [Concept.load(x.file).times(x.identity, x.motion) for x in timed]
 
 
 def put_into(

@@ -88,6 +88,8 @@ def test_scaled_weighs_look_and_motion(base):
   np.testing.assert_allclose(got[f'{name}/kernel'], want, atol=1e-6)
   # Scaling says what the weights are, not by how much they change.
   assert c.scaled(0.5, 2.0).scaled(1.0, 1.0).identity == 1.0
+  both = c.scaled(0.5, 2.0).times(1.0, 0.5)
+  assert (both.identity, both.motion) == (0.5, 1.0)
   assert equal(fused(base, c.scaled(0.0, 0.0)), kernels)
   with pytest.raises(DcjaxError, match='motion is nan, expected a number'):
     c.scaled(1.0, float('nan'))

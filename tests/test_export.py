@@ -81,7 +81,9 @@ def test_every_style_gives_the_weights_of_the_concept(
   base, run, out, tmp_path, side
 ):
   path = concept(base, tmp_path / 'cat.safetensors', side=side)
-  run(path, style='diffusers, comfyui,musubi', identity=0.5, motion=2.0)
+  # The weights of the file count too.
+  Concept.load(path).scaled(2.0, 0.5).save(path)
+  run(path, style='diffusers, comfyui,musubi', identity=0.25, motion=4.0)
   want = kernels(base, Concept.load(path).scaled(0.5, 2.0))
   styles = ('comfyui', 'diffusers', 'musubi')
   assert sorted(path.name for path in out.iterdir()) == [

@@ -94,11 +94,12 @@ def test_every_prompt_is_a_file_with_a_record_of_its_own(
   assert (written[f'{names[1]}.webp'] != written[f'{names[2]}.webp']).any()
 
 
-def test_concepts_come_by_file_with_their_weights(
+def test_concepts_come_by_file_with_their_weights_and_ours(
   base, config, written, tmp_path
 ):
   first = concept(base, tmp_path / 'one.safetensors', 0.4)
   second = concept(base, tmp_path / 'two.safetensors', -0.3)
+  Concept.load(second).scaled(0.5, 2.0).save(second)
   config.concepts = f'{first}, {second}'
   config.identity = 0.5
   config.prompt = 'a [v1] cat. a [v2] dog.'
@@ -107,14 +108,17 @@ def test_concepts_come_by_file_with_their_weights(
   said = json.loads(record.read_text())['concepts']
   assert said == [
     {'file': first, 'identity': 0.5, 'motion': 1.0},
-    {'file': second, 'identity': 0.5, 'motion': 1.0},
+    {'file': second, 'identity': 0.25, 'motion': 2.0},
   ]
   (half,) = written.values()
   expected = sampling.sample(
     base,
     config.prompt,
     steps=2,
-    concepts=[Concept.load(x).scaled(0.5) for x in (first, second)],
+    concepts=[
+      Concept.load(first).scaled(0.5),
+      Concept.load(second).scaled(0.25, 2.0),
+    ],
   )
   np.testing.assert_array_equal(half, expected)
 

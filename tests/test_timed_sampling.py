@@ -541,6 +541,13 @@ def test_a_concept_is_an_event_with_its_lora_in_time(
   np.testing.assert_array_equal(reads['a1'], timed['a1'])
 
 
+def test_a_storyboard_weighs_what_the_file_weighs(files, tmp_path):
+  path = Concept.load(files[0]).scaled(0.5, 2.0).save(tmp_path / 'half')
+  timed = [TimedConcept(str(path)), TimedConcept(str(path), 0.5, 0.0)]
+  found = [(x.identity, x.motion) for x in timed_concepts.load(timed)]
+  assert found == [(0.5, 2.0), (0.25, 0.0)]
+
+
 @pytest.mark.parametrize('timing', ['reference', 'event'])
 def test_a_concept_changes_the_video(base, equipped, folder, files, timing):
   asked = with_concept(folder, files[0], timing=timing)
