@@ -182,7 +182,12 @@ def test_headers_that_lie(folder, case):
 
 
 @pytest.mark.parametrize(
-  'text', [b'{"a":1,"a":2}', b'[]', b'{"a":[]}', b'{"a":']
+  'text',
+  [
+    *(b'{"a":1,"a":2}', b'[]', b'{"a":[]}', b'{"a":'),
+    *(b'{"a":{}}', b'{"a":{"data_offsets":[]}}'),
+    b'{"a":{"dtype":"F32","shape":[1]}}',
+  ],
 )
 def test_headers_that_are_none(folder, text):
   path = folder / DIT_FILE

@@ -223,6 +223,15 @@ def test_a_file_that_is_none(tmp_path, base):
       Concept.load(path)
 
 
+def test_numbers_of_eight_bits_are_named(tmp_path):
+  entry = {'dtype': 'F8_E4M3', 'shape': [4], 'data_offsets': [0, 4]}
+  text = json.dumps({'lora/q/a1': entry}).encode()
+  path = tmp_path / 'c'
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(4))
+  with pytest.raises(DcjaxError, match='q/a1 is of type F8_E4M3; expected F32'):
+    Concept.load(path)
+
+
 def test_other_weights_are_refused_by_name(tmp_path):
   key = 'transformer.blocks.0.attn1.to_q.lora_A.weight'
   save_file({key: np.zeros((2, 3))}, tmp_path / 'half', {'format': 'pt'})

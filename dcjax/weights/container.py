@@ -93,7 +93,7 @@ def stored(path: Path) -> dict[str, Stored]:
         raise ValueError('the length of its header is impossible')
       header = json.loads(file.read(begin - 8), object_pairs_hook=_no_twins)
     return _check_header(header, begin, size, path)
-  except (ValueError, TypeError, AttributeError, OSError) as error:
+  except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
     raise DcjaxError(
       f'{path} is not a whole safetensors file: {error}'
     ) from error
@@ -153,7 +153,8 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
   """(metadata, tensors) of a file.
 
   Raises:
-    DcjaxError: it is missing, or not a whole safetensors file.
+    DcjaxError: it is missing, not a whole safetensors file, or of a type that
+      numpy has not.
   """
   from safetensors import SafetensorError, safe_open
 
@@ -161,11 +162,21 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     raise DcjaxError(f'there is no file {path}')
   try:
     with safe_open(path, framework='np') as file:
-      tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+      tensors = {key: _tensor(file, key, path) for key in file.keys()}  # noqa: SIM118
       return dict(file.metadata() or {}), tensors
   except (SafetensorError, OSError) as error:
     raise DcjaxError(
       f'{path} is not a whole safetensors file: {error}'
+    ) from error
+
+
+def _tensor(file: Any, key: str, path: Path) -> np.ndarray:
+  try:
+    return file.get_tensor(key)
+  except AttributeError as error:  # such as numpy.float8_e4m3fn
+    kind = file.get_slice(key).get_dtype()
+    raise DcjaxError(
+      f'{path}: {key} is of type {kind}; expected F32, F16 or BF16'
     ) from error
 
 
