@@ -14,6 +14,7 @@ FILES = (
     for file in ('config.json', '*.safetensors', '*.safetensors.index.json')
   ),
   *('tokenizer/*.json', 'tokenizer/spiece.model'),
+  *('reference/config.json', 'reference/model.safetensors'),
 )
 _ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?')
 
