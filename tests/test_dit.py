@@ -93,6 +93,32 @@ def test_other_transformers_are_refused(change, says):
     DiTConfig.from_json(dit_config.WAN_1_3B.to_json() | change)
 
 
+@pytest.mark.parametrize(
+  'preset, change',
+  [
+    # Its JSON has no width: a remainder would be lost there.
+    ('wan_t2v_1_3b', {'width': 1540}),
+    ('wan_t2v_1_3b', {'width': 1500}),  # 125 channels a head
+    ('wan_t2v_1_3b', {'heads': 0}),
+    ('snap_dit_11b', {'rope_split': (65, 32, 31)}),
+    ('snap_dit_11b', {'rope_split': (64, 32, 16)}),
+  ],
+)
+def test_heads_that_do_not_share_out_are_refused(preset, change):
+  config = dit_config.PRESETS[preset]
+  with pytest.raises(DcjaxError, match=r'do not share out over \d+ heads'):
+    dataclasses.replace(config, **change)
+
+
+def test_heads_of_a_folder_share_out_too():
+  odd = {'attention_head_dim': 125}
+  with pytest.raises(DcjaxError, match='width 1500 .* over 12 heads; expected'):
+    DiTConfig.from_json(dit_config.WAN_1_3B.to_json() | odd)
+  odd = {'rope_split': [65, 32, 31]}
+  with pytest.raises(DcjaxError, match=r'rope_split \(65, 32, 31\)'):
+    DiTConfig.from_json(dit_config.SNAP_DIT_11B.to_json() | odd)
+
+
 # ---- initialisation --------------------------------------------------------
 
 

@@ -25,9 +25,14 @@ WAN = DiTConfig(
   text_width=128,
 )
 PAPER = dataclasses.replace(
-  tiny.PAPER_DIT, width=256, layers=1, heads=4, mlp_width=768, text_width=128
+  tiny.PAPER_DIT,
+  width=256,
+  layers=1,
+  heads=4,
+  mlp_width=768,
+  text_width=128,
+  rope_split=(32, 16, 16),
 )
-PAPER = dataclasses.replace(PAPER, rope_split=(32, 16, 16))
 LATENTS, LENGTH = (4, 16, 16, 8), 48
 
 

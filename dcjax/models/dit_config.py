@@ -40,6 +40,10 @@ class DiTConfig:
       channels (METHOD of bit diffusion); None if the base has none.
     time_width: width of the sinusoid.
     eps: of all norms.
+
+  Raises:
+    DcjaxError: the width does not share out over heads, or their channels over
+      the axes.
   """
 
   width: int
@@ -60,6 +64,20 @@ class DiTConfig:
   self_cond: str | None = None
   time_width: int = 256
   eps: float = 1e-6
+
+  def __post_init__(self):
+    # What is rotated is pairs of channels.
+    if (
+      self.heads < 1
+      or self.width % self.heads
+      or sum(self.split) != self.head_dim
+      or any(part % 2 for part in self.split)
+    ):
+      raise DcjaxError(
+        f'width {self.width} and rope_split {self.rope_split} of a transformer '
+        f'do not share out over {self.heads} heads; expected a multiple of the '
+        'heads, and even numbers that add up to the channels of each'
+      )
 
   @property
   def head_dim(self) -> int:
@@ -182,13 +200,7 @@ def _of_ours(raw: dict[str, Any]) -> DiTConfig:
   if wrong:
     shown = ', '.join(f'{name}={given[name]!r}' for name in wrong)
     raise DcjaxError(f'{where}: {shown} cannot be')
-  config = DiTConfig(**given)
-  if config.width % config.heads or sum(config.split) != config.head_dim:
-    raise DcjaxError(
-      f'{where}: width {config.width} and rope_split {config.rope_split} do '
-      f'not share out over {config.heads} heads'
-    )
-  return config
+  return DiTConfig(**given)
 
 
 _CHOICES = {
