@@ -240,7 +240,8 @@ def join(concepts: Sequence[Concept]) -> Concept:
   One concept alone stays as it is.
 
   Raises:
-    DcjaxError: there are none, or they were learnt on different bases.
+    DcjaxError: there are none, they were learnt on different bases, or have
+      more rank together than a layer has channels.
   """
   if not concepts:
     raise DcjaxError('no concepts to join, expected at least one')

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dcjax import tree
+from dcjax.errors import DcjaxError
 from dcjax.lora import LEAVES
 
 WORD = re.compile(r'([vu])([1-9]\d*)?')
@@ -85,12 +86,24 @@ def with_basis_on_input(leaves: Leaves) -> dict[str, Any]:
 
 
 def side_by_side(several: list[Leaves]) -> dict[str, np.ndarray]:
-  """One LoRA whose update is the sum: concatenated along the rank axis."""
+  """One LoRA whose update is the sum: concatenated along the rank axis.
+
+  Raises:
+    DcjaxError: its rank is above the width of a square layer, where the basis
+      would be taken for one on the output.
+  """
   several = [with_basis_on_input(leaves) for leaves in several]
-  return {
+  joined = {
     leaf: np.concatenate([np.asarray(x[leaf]) for x in several], axis=axis)
     for leaf, axis in zip(LEAVES, (-1, -2, -2), strict=True)
   }
+  if not on_input(joined):
+    width, together = joined['a1'].shape[-2:]
+    raise DcjaxError(
+      f'{len(several)} LoRAs of a layer of {width} channels have rank '
+      f'{together} together; join fewer, or of smaller ranks, up to {width}'
+    )
+  return joined
 
 
 def numbering(several: Sequence[Iterable[str]]) -> list[dict[str, str]]:

@@ -343,6 +343,16 @@ def test_join_wants_one_base(base):
     join([])
 
 
+def test_join_wants_no_more_rank_than_width(base):
+  """Square layers have 24 channels; whose side a basis is on shows in shape."""
+  c = concept(base)
+  eight = join([c] * 8)
+  assert eight.meta['rank'] == 24
+  eight.put_into(base, base.params['transformer'])
+  with pytest.raises(DcjaxError, match='9 LoRAs .*24 channels have rank 27'):
+    join([c] * 9)
+
+
 # ---- in use ----------------------------------------------------------------
 
 
