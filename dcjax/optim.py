@@ -52,6 +52,7 @@ def make(c: Optimizer, steps: int) -> optax.GradientTransformation:
         rate,
         adam_b1=c.betas[0],
         adam_b2=c.betas[1],
+        eps=c.eps,
         weight_decay=c.weight_decay,
         adam_weight_decay=0.0,
         consistent_rms=0.2,

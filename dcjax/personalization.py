@@ -117,10 +117,7 @@ class Personalization:
     self.scenes = {'reconstruction': self.full} | _edits(
       config, base, self.appearance, self.words
     )
-    self.stages = [
-      stage_lib.from_config(name, config[name].to_dict())
-      for name in config.stages
-    ]
+    self.stages = stage_lib.of_config(config)
     self.gallery = Gallery(
       base,
       config,

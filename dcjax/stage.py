@@ -11,8 +11,11 @@ import dataclasses
 import re
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dcjax.errors import DcjaxError
 
+OBJECTIVES = ('flow', 'subjects', 'world', 'autoencoder')
 DATA = ('frames', 'clip', 'folder', 'world', 'subjects', 'latents')
 OPTIMIZERS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'linear', 'cosine', 'trapezoid')
@@ -34,7 +37,7 @@ class Optimizer:
     warmup: steps of linear warm-up from 0.
     cooldown: fraction of the steps, for 'trapezoid'.
     betas: of Adam.
-    eps: of Adam.
+    eps: of Adam, and of the norms that 'muon' divides by.
     weight_decay: decoupled, on parameters of two or more axes.
     clip: bound on the global gradient norm; 0 for none.
   """
@@ -58,7 +61,22 @@ class Optimizer:
     _require(
       self.warmup >= 0, 'optimizer.warmup', self.warmup, '0 or more steps'
     )
-    _require(self.clip >= 0, 'optimizer.clip', self.clip, '0 (none) or more')
+    _require(
+      0 <= self.cooldown <= 1,
+      'optimizer.cooldown',
+      self.cooldown,
+      'a fraction of the steps, from 0 to 1',
+    )
+    _require(
+      len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+      'optimizer.betas',
+      self.betas,
+      'two numbers from 0 to below 1',
+    )
+    _require(self.eps > 0, 'optimizer.eps', self.eps, 'a positive number')
+    for key in ('weight_decay', 'clip'):
+      value = getattr(self, key)
+      _require(value >= 0, f'optimizer.{key}', value, '0 (none) or more')
     _require(
       all(_is_group(group) for group in self.groups),
       'optimizer.groups',
@@ -120,7 +138,8 @@ class Stage:
   mix: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
-    for key, names in (('data', DATA), ('t_sampler', T_SAMPLERS)):
+    known = {'objective': OBJECTIVES, 'data': DATA, 't_sampler': T_SAMPLERS}
+    for key, names in known.items():
       value = getattr(self, key)
       _require(value in names, key, value, ' or '.join(names))
     _require(self.steps >= 1, 'steps', self.steps, 'at least 1')
@@ -142,6 +161,25 @@ class Stage:
     )
     _require(self.train_shift > 0, 'train_shift', self.train_shift, 'above 0')
     _require(self.prior >= 0, 'prior', self.prior, '0 or more')
+
+
+def of_config(config: ConfigDict) -> list[Stage]:
+  """The stages that a config names in its `stages`, in that order.
+
+  Raises:
+    DcjaxError: there are none, one is there twice or nowhere, or as
+      `from_config`.
+  """
+  names = list(config.stages)
+  parts = {k: x for k, x in config.items() if isinstance(x, ConfigDict)}
+  known = [name for name, part in parts.items() if 'objective' in part]
+  _require(
+    names and len(set(names)) == len(names) and set(names) <= set(known),
+    'config.stages',
+    config.stages,
+    f'some of {", ".join(known)}, each once',
+  )
+  return [from_config(name, parts[name].to_dict()) for name in names]
 
 
 def from_config(name: str, options: Mapping[str, Any]) -> Stage:

@@ -117,7 +117,12 @@ def words(config: ConfigDict) -> dict[str, int]:
 def objective(
   base: Base, config: ConfigDict, stage: Stage
 ) -> objective_lib.Objective:
-  """What a stage minimises."""
+  """What a stage minimises: the flow loss."""
+  if stage.objective != 'flow':
+    raise DcjaxError(
+      f'config.{stage.name}.objective is {stage.objective!r}; a LoRA is '
+      'trained with flow alone'
+    )
   check_remat(config)
   dit = DiT(base.dit, sampling.working_dtype(), config.remat)
   return objective_lib.personalize(dit, stage)

@@ -9,7 +9,7 @@ import pytest
 
 from dcjax import optim, tree
 from dcjax.errors import DcjaxError
-from dcjax.stage import SCHEDULES, Optimizer
+from dcjax.stage import OPTIMIZERS, SCHEDULES, Optimizer
 
 # Plain steps: no decay, no clipping, and Adam without memory, whose update is
 # the sign of the gradient times the learning rate.
@@ -119,6 +119,14 @@ def test_muon_orthogonalises_hidden_kernels_and_nothing_else():
       np.testing.assert_allclose(np.abs(step), 0.1, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize('kind', OPTIMIZERS)
+def test_eps_bounds_the_step_of_a_small_gradient(kind):
+  params = {'blocks': {'q': {'kernel': jnp.eye(4), 'bias': jnp.ones(4)}}}
+  options = dataclasses.replace(PLAIN, kind=kind, eps=1e6)
+  for step in jax.tree.leaves(update(options, params, params)):
+    assert 0 < jnp.abs(step).max() < 1e-4
+
+
 @pytest.mark.parametrize(
   'options,line',
   [
@@ -128,6 +136,11 @@ def test_muon_orthogonalises_hidden_kernels_and_nothing_else():
     ({'lr': float('nan')}, r'optimizer.lr is nan'),
     ({'warmup': -1}, r'optimizer.warmup is -1'),
     ({'clip': -0.5}, r'optimizer.clip is -0.5'),
+    ({'weight_decay': -1.0}, r'optimizer.weight_decay is -1.0; expected 0'),
+    ({'cooldown': 3.0}, r'optimizer.cooldown is 3.0; .*from 0 to 1'),
+    ({'eps': 0.0}, r'optimizer.eps is 0.0; expected a positive'),
+    ({'betas': (0.9,)}, r'optimizer.betas is \(0.9,\); expected two'),
+    ({'betas': (0.9, 1.0)}, r'optimizer.betas is .*; expected two'),
   ],
 )
 def test_impossible_options_are_one_line(options, line):

@@ -17,9 +17,7 @@ def make(**options):
 def test_stages_of_the_recipes_are_the_papers():
   """Set-and-Sequence, Table 6, and what each stage may touch."""
   c = recipes.personalize('paper')
-  first, second = (
-    stage.from_config(name, c[name].to_dict()) for name in c.stages
-  )
+  first, second = stage.of_config(c)
   assert (first.name, second.name) == ('set', 'sequence')
   assert (first.steps, second.steps) == (600, 900)
   assert (first.dropout, second.dropout) == (0.8, 0.5)
@@ -57,6 +55,7 @@ def test_equal_options_give_equal_stages():
     ({'ema': 1.0}, 'config.set.ema is 1.0'),
     ({'prior': -1.0}, 'config.set.prior is -1.0'),
     ({'self_cond': 1.5}, 'config.set.self_cond is 1.5'),
+    ({'objective': 'nonsense'}, "config.set.objective is 'nonsense'; .*flow"),
     ({'data': 'clips'}, "config.set.data is 'clips'; .*frames or clip"),
     ({'t_sampler': 'beta'}, "config.set.t_sampler is 'beta'; .*uniform"),
     ({'optimizer': {'lr': -1.0}}, 'config.set.optimizer.lr is -1.0'),
