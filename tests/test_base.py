@@ -68,6 +68,16 @@ def test_shards_are_put_together(base, folder):
   assert equal(load_base(folder).params, base.params)
 
 
+def test_what_is_saved_over_shards_is_what_is_loaded(base, folder):
+  for file in (DIT_FILE, TEXT_FILE):
+    shard(folder / file, lambda weight_map: weight_map)
+  other = tiny.base(seed=1)
+  save_base(other, folder, dtype=jnp.float32)
+  assert equal(load_base(folder).params, other.params)
+  names = sorted(x.name for x in (folder / DIT_FILE).parent.iterdir())
+  assert names == ['config.json', 'diffusion_pytorch_model.safetensors']
+
+
 def test_both_names_of_the_tied_embedding_are_read(base, folder):
   def copy(tensors):
     tensors['encoder.embed_tokens.weight'] = tensors['shared.weight'].copy()

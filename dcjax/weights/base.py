@@ -270,8 +270,11 @@ def save_base(
 
   Args:
     base: what to write.
-    folder: created; existing files of the same names are replaced.
+    folder: created; existing files of the same names are replaced, and shards.
     dtype: of the stored weights.
+
+  Raises:
+    DcjaxError: as `save_part`.
   """
   folder = Path(folder)
   configs = dict(zip(PARTS, (base.dit, base.vae, base.text), strict=True))
@@ -305,17 +308,26 @@ def save_part(
   """Writes one network, as `load_part` reads it.
 
   Args:
-    folder: of the base; existing files of the same names are replaced.
+    folder: of the base; existing files of the same names are replaced, and
+      shards.
     part: one of `PARTS`.
     config: of the network.
     params: of the network.
     dtype: of the stored weights.
+
+  Raises:
+    DcjaxError: shards are there already, with an index that is broken.
   """
   from safetensors.numpy import save_file
 
   folder = Path(folder) / part
+  old = container.sharded_in(folder)
   folder_lib.write_json(folder / 'config.json', config.to_json())
   params = jax.tree.map(lambda x: sharding.fetch(x).astype(dtype), params)
   tensors = names.write_tensors(networks.table(config), params)
   of = 'model' if part == 'text_encoder' else 'diffusion_pytorch_model'
-  save_file(tensors, folder / f'{of}.safetensors', {'format': 'pt'})
+  path = folder / f'{of}.safetensors'
+  save_file(tensors, path, {'format': 'pt'})
+  # An index would be read instead of the new file.
+  for shard in set(old) - {path}:
+    shard.unlink(missing_ok=True)

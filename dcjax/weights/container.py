@@ -207,8 +207,22 @@ def write(
     raise DcjaxError(f'cannot write {path}: {error.strerror}') from error
 
 
+def sharded_in(folder: Path) -> list[Path]:
+  """Indices of a folder and the shards that they name.
+
+  Raises:
+    DcjaxError: an index is broken, or a shard is missing or outside the folder.
+  """
+  indices = _indices(folder)
+  return [*indices, *(path for index in indices for path in _shards(index))]
+
+
+def _indices(folder: Path) -> list[Path]:
+  return sorted(folder.glob('*.safetensors.index.json'))
+
+
 def _weight_files(folder: Path) -> list[Path]:
-  indices = sorted(folder.glob('*.safetensors.index.json'))
+  indices = _indices(folder)
   if not indices:
     files = sorted(folder.glob('*.safetensors'))
     if len(files) == 1:
@@ -226,16 +240,20 @@ def _weight_files(folder: Path) -> list[Path]:
     raise DcjaxError(
       f'{folder} needs one .safetensors file or an index, {found}{hint}'
     )
-  weight_map = read_json(indices[0]).get('weight_map')
+  return _shards(indices[0])
+
+
+def _shards(index: Path) -> list[Path]:
+  folder, weight_map = index.parent, read_json(index).get('weight_map')
   shards = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
   if not all(isinstance(shard, str) for shard in shards):
-    raise DcjaxError(f'{indices[0]} does not map tensors to the names of files')
+    raise DcjaxError(f'{index} does not map tensors to the names of files')
   shards = sorted(set(shards))
   outside = [s for s in shards if Path(s).name != s]
   missing = [s for s in shards if not outside and not (folder / s).is_file()]
   if outside or missing:
     raise DcjaxError(
-      f'{indices[0]} names shards that '
+      f'{index} names shards that '
       + (
         f'lie outside the folder: {outside[0]}'
         if outside
