@@ -40,7 +40,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.steps = 0
   c.guidance = 0.0
   c.shift = 0.0
-  c.sampler = ''  # unipc, euler or diffusers_euler; empty: the base's own
+  # unipc, euler or diffusers_euler. Empty is unipc; for a storyboard on another
+  # base than the embedded one, euler.
+  c.sampler = ''
   c.frames = 0
   c.height = 0
   c.width = 0

@@ -175,11 +175,16 @@ def solve(
   kind: str, velocity: Velocity, x: jax.Array, *, steps: int, shift: float
 ) -> jax.Array:
   """Integrates from noise x [b ...] to data with the sampler named `kind`."""
+  check_sampler(kind)
+  return SAMPLERS[kind](velocity, x, steps=steps, shift=shift)
+
+
+def check_sampler(kind: str) -> None:
+  """Raises DcjaxError if there is no such sampler."""
   if kind not in SAMPLERS:
     raise DcjaxError(
       f'unknown sampler {kind!r}; use one of {", ".join(SAMPLERS)}'
     )
-  return SAMPLERS[kind](velocity, x, steps=steps, shift=shift)
 
 
 def euler(

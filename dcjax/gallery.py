@@ -27,7 +27,7 @@ class Gallery:
 
   Args:
     base: the base.
-    config: of the run; `sample` holds seed, steps and guidance.
+    config: of the run; `sample` holds seed, steps, guidance and sampler.
     workdir: of the run.
     appearance: the prompt of stage *set*.
     full: the prompt of stage *sequence*.
@@ -137,7 +137,9 @@ class Gallery:
 
 def sample_options(options: ConfigDict) -> dict[str, Any]:
   """Options of `sampling.sample`; None is the base's own value."""
-  return {'steps': options.steps or None, 'guidance': options.guidance or None}
+  given = {'steps': options.steps or None, 'guidance': options.guidance or None}
+  # Left out, prior videos that were drawn without one are found again.
+  return given | ({'sampler': options.sampler} if options.sampler else {})
 
 
 def settings(base: Base, options: ConfigDict) -> dict[str, Any]:
@@ -146,6 +148,7 @@ def settings(base: Base, options: ConfigDict) -> dict[str, Any]:
     'seed': options.seed,
     'steps': options.steps or base.format.steps,
     'guidance': options.guidance or base.format.guidance,
+    'sampler': options.sampler or 'unipc',
   }
 
 

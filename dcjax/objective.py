@@ -60,7 +60,7 @@ def flow_loss(
   self_cond: bool,
   t: jax.Array | None = None,
   weight: jax.Array | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """Eq. (3) of `flow` for each sample.
 
   Args:

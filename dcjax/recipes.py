@@ -64,7 +64,7 @@ def personalize(kind: str = 'paper') -> ConfigDict:
   c.prior = ConfigDict(dict(videos=32, noun='person'))
   # Scenes of the report, 'label: prompt'. Empty: some in the base's own words.
   c.edits = ()
-  c.sample = ConfigDict(dict(seed=0, steps=0, guidance=0.0))  # 0: the base's
+  c.sample = _samples()
   c.log_every = 10
   c.save_every = 50
   c.eval_every = 50
@@ -72,6 +72,11 @@ def personalize(kind: str = 'paper') -> ConfigDict:
   if kind == 'world':
     _tune_for_world(c)
   return c
+
+
+def _samples() -> ConfigDict:
+  """How videos of a run are made; 0 is the base's number, '' is unipc."""
+  return ConfigDict(dict(seed=0, steps=0, guidance=0.0, sampler=''))
 
 
 def _stages() -> tuple[ConfigDict, ConfigDict]:
@@ -173,14 +178,14 @@ SNAP = 'snap_dit_11b'
 def snap() -> ConfigDict:
   """Set-and-Sequence on its own base, 121 frames of 576x1024 (Tables 4 and 6).
 
-  The shift of the sampler is AlcheMinT's, the number of its steps ours: neither
-  is said. `base` is to become the folder of a trained one.
+  The shift of the sampler is AlcheMinT's; which one it is and the number of its
+  steps are ours: none is said. `base` is to become the folder of a trained one.
   """
   c = personalize('paper')
   c.name, c.base = f'set_seq_{SNAP}', SNAP
   c.data.fps, c.shift = 24.0, 5.66
   c.base_dtype, c.remat = 'bfloat16', 'full'
-  c.sample.update(dict(steps=50, guidance=8.0))
+  c.sample.update(dict(steps=50, guidance=8.0, sampler='euler'))
   # Eight stills at once are as many tokens as one clip.
   c.sequence.accumulate = 8
   c.eval_every, c.preview_every = 100, 300
@@ -250,7 +255,7 @@ def finetune(base: str = 'world') -> ConfigDict:
   # Prompts of previews and report; the placeholder becomes the trigger word.
   # Empty: some of the captions.
   c.prompts = ()
-  c.sample = ConfigDict(dict(seed=0, steps=0, guidance=0.0))  # 0: the base's
+  c.sample = _samples()
   c.log_every = 10
   c.save_every = 100
   c.eval_every = 100

@@ -95,12 +95,9 @@ def sample(
   """
   single = isinstance(prompt, str | Storyboard)
   many = [prompt] if single else list(prompt)
-  if any(isinstance(x, Storyboard) for x in many):
-    if concepts or isinstance(guidance, float | int):
-      raise DcjaxError(
-        'concepts of a storyboard stand in it, and its guidance has several '
-        'scales; leave them out of the call'
-      )
+  timed = any(isinstance(x, Storyboard) for x in many)
+  _refuse_unread(timed, concepts, references, guidance)
+  if timed:
     videos = timed_sampling.sample(
       base,
       many,
@@ -112,16 +109,12 @@ def sample(
       dtype=dtype,
     )
     return videos[0] if single else videos
-  if references is not None:
-    raise DcjaxError(
-      'references are of storyboards and not read with a prompt; leave them '
-      'out of the call, or give a Storyboard'
-    )
   f = base.format
   steps = f.steps if steps is None else steps
   shift = base.shift if shift is None else shift
   guidance = f.guidance if guidance is None else guidance
-  _check_numbers(steps, shift, guidance)
+  sampler = sampler or 'unipc'
+  _check(steps, shift, guidance, sampler)
   if noise is None:
     size = (frames or f.frames, height or f.height, width or f.width)
     noise = draw_noise(base, len(many), seed or 0, *size)
@@ -138,7 +131,7 @@ def sample(
     jnp.concatenate([text, null]),
     jnp.concatenate([mask, null_mask]),
     dit=DiT(base.dit, dtype or working_dtype()),
-    sampler=sampler or 'unipc',
+    sampler=sampler,
     steps=steps,
     shift=float(shift),
     guidance=float(guidance),
@@ -147,8 +140,25 @@ def sample(
   return videos[0] if single else videos
 
 
-def _check_numbers(steps: int, shift: float, guidance: Any) -> None:
-  """Refuses those of which a sampler makes no video, or NaN."""
+def _refuse_unread(
+  timed: bool, concepts: Any, references: Any, guidance: Any
+) -> None:
+  """Refuses what is not read with storyboards, or with prompts."""
+  if timed and (concepts or isinstance(guidance, float | int)):
+    raise DcjaxError(
+      'concepts of a storyboard stand in it, and its guidance has several '
+      'scales; leave them out of the call'
+    )
+  if references is not None and not timed:
+    raise DcjaxError(
+      'references are of storyboards and not read with a prompt; leave them '
+      'out of the call, or give a Storyboard'
+    )
+
+
+def _check(steps: int, shift: float, guidance: Any, sampler: str) -> None:
+  """Refuses what no video would come of, or NaN."""
+  flow.check_sampler(sampler)
   if steps < 1:
     raise DcjaxError(f'steps is {steps}; a sampler takes at least 1')
   if not 0 < shift < math.inf:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dcjax import lora, machine, sampling, sharding, train
+from dcjax import flow, lora, machine, sampling, sharding, train
 from dcjax import objective as objective_lib
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import REMAT_POLICIES, DiT
@@ -18,10 +18,16 @@ from dcjax.weights.base import Base, load_base
 
 
 def check_numbers(config: ConfigDict) -> None:
-  """Refuses impossible numbers of the parts that check nothing themselves."""
-  check_least(
-    config, {'tokens.vectors': 1, 'prior.videos': 0, 'sample.steps': 0}
-  )
+  """Refuses what is impossible in parts that check nothing themselves."""
+  check_least(config, {'tokens.vectors': 1, 'prior.videos': 0})
+  check_sample(config)
+
+
+def check_sample(config: ConfigDict) -> None:
+  """Refuses impossible options of the samples that a run shows."""
+  check_least(config, {'sample.steps': 0})
+  if config.sample.sampler:
+    flow.check_sampler(config.sample.sampler)
 
 
 def check_least(config: ConfigDict, least: Mapping[str, float]) -> None:

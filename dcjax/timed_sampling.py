@@ -67,10 +67,7 @@ def sample(
     story.check_files()
   equipped = _equipped(base, references)
   sampler = sampler or timed_plan.defaults(base)['sampler']
-  if sampler not in flow.SAMPLERS:
-    raise DcjaxError(
-      f'unknown sampler {sampler!r}; use one of {", ".join(flow.SAMPLERS)}'
-    )
+  flow.check_sampler(sampler)
   size = (timed_plan.frames_of(base, stories[0]), *stories[0].size)
   if noise is not None:
     noise = _as_noise(base, noise, (len(stories), *base.latent_shape(*size)))

@@ -10,7 +10,7 @@ import sys
 from ml_collections import ConfigDict
 import pytest
 
-from dcjax import main, recipes
+from dcjax import gallery, main, recipes
 from dcjax.errors import DcjaxError
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
@@ -146,6 +146,20 @@ def test_lora_training_of_wan_draws_times_as_wan_samples(variant):
   assert (c.train.t_sampler, c.train.train_shift) == ('uniform', c.shift)
   own = load('lora').get_config().train
   assert (own.t_sampler, own.train_shift) == ('logit_normal', 1.0)
+
+
+def test_the_papers_own_base_samples_with_50_steps_of_euler():
+  c = load('set_seq').get_config(recipes.SNAP)
+  assert (c.sample.sampler, c.sample.steps, c.sample.guidance) == (
+    'euler',
+    50,
+    8.0,
+  )
+  given = gallery.sample_options(c.sample)
+  assert given == {'steps': 50, 'guidance': 8.0, 'sampler': 'euler'}
+  # Else it is left to `sampling.sample`.
+  own = load('set_seq').get_config()
+  assert 'sampler' not in gallery.sample_options(own.sample)
 
 
 def test_variants_have_the_same_options():

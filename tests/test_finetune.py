@@ -352,6 +352,7 @@ def test_alpha_scales_what_is_learnt_and_is_folded_into_the_concept(
     ({'lora.alpha': -1.0}, 'lora.alpha is -1'),
     ({'lora.rank': 0}, 'lora.rank is 0'),
     ({'train.steps': 0}, 'config.train.steps is 0'),
+    ({'sample.sampler': 'ddim'}, "unknown sampler 'ddim'; use one of euler"),
     ({'train.objective': 'world'}, "train.objective is 'world'; .*flow alone"),
     ({'data.path': ''}, 'give the data'),
     ({'format.frames': 6}, 'cannot make 6 frames'),

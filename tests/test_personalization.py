@@ -323,6 +323,7 @@ def test_python_options_are_those_of_the_config(base, clip, tmp_path, calls):
     ({'seed': 'many'}, 'not an option of this recipe'),
     ({'appearance': 'a cat'}, r'\[v\] 0 times'),
     ({'sequence__dropout': 1.5}, 'config.sequence.dropout is 1.5'),
+    ({'sample__sampler': 'ddim'}, "unknown sampler 'ddim'; use one of euler"),
     ({'stages': ('motion',)}, r"is \('motion',\); .*some of sequence, set"),
     ({'stages': ('set', 'set')}, 'config.stages is .*each once'),
     ({'stages': ()}, r'config.stages is \(\); expected some of'),

@@ -197,7 +197,10 @@ def test_a_negative_prompt_may_hold_learned_words(base):
     ({'prompt': 'a [v] cat.'}, r'\[v\] .*has not been learnt'),
   ],
 )
-def test_impossible_requests_are_one_line(base, options, line):
+def test_impossible_requests_are_one_line(base, options, line, monkeypatch):
+  monkeypatch.setattr(
+    sampling, 'generate', lambda *_, **__: pytest.fail('late')
+  )
   with pytest.raises(DcjaxError, match=line):
     make(base, **options)
 

@@ -64,6 +64,7 @@ class Finetuning:
     self.config, self.workdir = config, Path(workdir)
     self.base = start.adapted(base, config)
     start.check_least(config, {'lora.rank': 1, 'lora.alpha': 0})
+    start.check_sample(config)
     self.stage = stage_lib.from_config(STAGE, config[STAGE].to_dict())
     # W' = W + alpha / r A B; see `lora` for A and B.
     self.scale = (config.lora.alpha or config.lora.rank) / config.lora.rank

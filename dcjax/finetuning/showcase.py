@@ -23,7 +23,7 @@ class Showcase:
 
   Args:
     base: the base.
-    options: `sample` of the config: seed, steps and guidance.
+    options: `sample` of the config: seed, steps, guidance and sampler.
     workdir: of the run.
     prompts: what is sampled.
     shape: frames and size of the samples.
