@@ -12,9 +12,9 @@ shows it in new scenes. Every value of `dcjax/recipes.py` is an option, for
 example --config.sequence.steps=400.
 
 Variants, separated by commas: `wan_1_3b` and `wan_14b` teach Wan 2.1, with the
-numbers of the paper, at `480p` (if nothing is said) or `720p`; `snap_dit_11b`
-is the paper's own base, of which --config.base gives the folder; `tiny` runs a
-few steps of everything.
+numbers of the paper and the flow times that Wan samples with, at `480p` (if
+nothing is said) or `720p`; `snap_dit_11b` is the paper's own base, of which
+--config.base gives the folder; `tiny` runs a few steps of everything.
 
   python -m dcjax.main --config=configs/set_seq.py:wan_1_3b,720p \
     --config.data.video=cat.mp4 --config.prompts.appearance="a [v] cat ..." \
