@@ -195,7 +195,9 @@ def test_on_a_mesh_the_base_is_the_same(run, tmp_path):
     ({'data.held_out': 7}, 'something must be left to learn from'),
     ({'data.windows': -1}, 'data.windows is -1'),
     ({'seed': 1}, 'another run'),
+    ({'dtype': 'bfloat16'}, 'dtype is .bfloat16. now and was .float32'),
     ({'data.chunk': 3}, 'encoded in another way .chunk is 3 now and was 2'),
+    ({'format.text_length': 13}, 'another way .text_length is 13 now'),
   ],
 )
 def test_what_cannot_be_is_refused_in_one_line(run, change, message):
@@ -248,6 +250,26 @@ def test_every_clip_is_in_one_chunk_and_held_out_or_learnt():
     ('held_out', 1, range(2, 3)),
   ]
   assert found[-1] == ('train', 2, range(7, 8))
+
+
+def test_latents_are_of_one_seed_one_dataset_and_one_scale(
+  data, parts, tmp_path
+):
+  """All that changes them, beside the weights and the plan."""
+  base, world = pretraining.frozen(small(data[0], parts)), {'path': ''}
+  shifted = dataclasses.replace(base.vae, latents_mean=(0.0,) * 4)
+  of = lambda where, base=base, clips=7, seed=0: json.dumps(
+    encoding.identity(base, where, HOW, clips=clips, seed=seed)
+  )
+  files = {'path': str(tmp_path / 'clips')}
+  subjects.write(files['path'], data[1], encoding='webp')
+  before = of(files)
+  assert of(files, seed=1) == before
+  shutil.rmtree(files['path'])
+  subjects.write(files['path'], data[1][::-1][:6], encoding='webp')
+  found = [before, of(files), of(files, clips=6), of(world), of(world, seed=1)]
+  found.append(of(world, base=dataclasses.replace(base, vae=shifted)))
+  assert len(set(found)) == len(found)
 
 
 def test_processes_share_the_chunks(data, parts, tmp_path, monkeypatch):

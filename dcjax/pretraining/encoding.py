@@ -28,6 +28,7 @@ from dcjax.data import latent_records, subjects
 from dcjax.data import prompts as prompts_lib
 from dcjax.data import video as video_lib
 from dcjax.data.buckets import Bucket, Grid, Size
+from dcjax.data.cache import content_hash
 from dcjax.data.latent_records import Encoded
 from dcjax.data.subjects import AnnotatedClip
 from dcjax.data.timeline import World
@@ -105,14 +106,32 @@ def source(data: Mapping[str, Any], frames: int, seed: int) -> Any:
   return World(data['clips'], seed=seed, frames=frames)
 
 
-def identity(base: Base, data: Mapping[str, Any], how: Plan) -> dict[str, Any]:
-  """What must be the same for latents on disk to be used."""
+def identity(
+  base: Base, data: Mapping[str, Any], how: Plan, *, clips: int, seed: int
+) -> dict[str, Any]:
+  """What must be the same for latents on disk to be used.
+
+  Args:
+    base: with both frozen networks on disk.
+    data: of the config.
+    how: from `plan`.
+    clips: their number.
+    seed: of the world.
+  """
+  short = lambda *parts: content_hash(*parts)[:16]
+  vae, text = (base.on_disk[x].digest for x in ('vae', 'text_encoder'))
+  path = data['path']
+  # A dataset that is written anew says other sizes of its files.
+  info = Path(path) / 'dataset_info.json'
   return {
-    'version': 1,
-    'autoencoder': base.on_disk['vae'].digest[:16],
-    'text_encoder': base.on_disk['text_encoder'].digest[:16],
-    'path': str(data['path']) or 'world',
-    'clips': 0 if data['path'] else data['clips'],
+    'version': 2,
+    # The scale of the latents is in the config, not in the weights.
+    'autoencoder': short(vae, base.vae),
+    'text_encoder': short(text, base.text),
+    'text_length': base.format.text_length,
+    'path': str(path) or 'world',
+    'clips': clips,
+    **({'dataset': short(info)} if path else {'seed': seed}),
     **dataclasses.asdict(how),
   }
 

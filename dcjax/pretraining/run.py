@@ -28,7 +28,7 @@ from dcjax import (
   train,
 )
 from dcjax import stage as stage_lib
-from dcjax.data import latent_records
+from dcjax.data import cache, latent_records
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.models.dit_config import PRESETS, DiTConfig
@@ -147,7 +147,8 @@ def encoded(
   how = encoding.plan(base, data, lengths or [base.format.frames])
   clips = encoding.source(data, max(x.frames for x in how.buckets), config.seed)
   encoding.chunks(len(clips), how)  # or there are too few of them
-  latent_records.claim(folder, encoding.identity(base, data, how))
+  index = encoding.identity(base, data, how, clips=len(clips), seed=config.seed)
+  latent_records.claim(folder, index)
   process = (jax.process_index(), jax.process_count())
   encoding.encode(base, clips, folder, how, process=process)
   _wait_for_all('latents')
@@ -211,7 +212,7 @@ def _train(
     save_every=config.save_every,
     eval_every=config.eval_every,
     preview_every=config.preview_every,
-    identity=identity(config, base, stages),
+    identity=identity(config, base, stages, latents),
     rules=start.rules(config),
   )
   params, _ = train.fit(
@@ -228,7 +229,7 @@ def _train(
 
 
 def identity(
-  config: ConfigDict, base: Base, stages: tuple[Stage, ...]
+  config: ConfigDict, base: Base, stages: tuple[Stage, ...], latents: Path
 ) -> dict[str, Any]:
   """What a run must share to go on from the checkpoints of the last stage."""
   data = machine.plain(config.data)
@@ -238,8 +239,10 @@ def identity(
     'autoencoder': base.on_disk['vae'].digest[:16],
     'text_encoder': base.on_disk['text_encoder'].digest[:16],
     'data': {key: x for key, x in data.items() if key != 'latents'},
+    'latents': cache.content_hash(latents / 'index.json')[:16],
     'init': config.init,
     'seed': config.seed,
+    'dtype': config.dtype,
   }
 
 
