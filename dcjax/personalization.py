@@ -117,7 +117,7 @@ class Personalization:
     self.scenes = {'reconstruction': self.full} | _edits(
       config, base, self.appearance, self.words
     )
-    self.stages = stage_lib.of_config(config)
+    self.stages = stage_lib.several(config)
     self.gallery = Gallery(
       base,
       config,

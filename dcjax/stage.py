@@ -163,25 +163,6 @@ class Stage:
     _require(self.prior >= 0, 'prior', self.prior, '0 or more')
 
 
-def of_config(config: ConfigDict) -> list[Stage]:
-  """The stages that a config names in its `stages`, in that order.
-
-  Raises:
-    DcjaxError: there are none, one is there twice or nowhere, or as
-      `from_config`.
-  """
-  names = list(config.stages)
-  parts = {k: x for k, x in config.items() if isinstance(x, ConfigDict)}
-  known = [name for name, part in parts.items() if 'objective' in part]
-  _require(
-    names and len(set(names)) == len(names) and set(names) <= set(known),
-    'config.stages',
-    config.stages,
-    f'some of {", ".join(known)}, each once',
-  )
-  return [from_config(name, parts[name].to_dict()) for name in names]
-
-
 def from_config(name: str, options: Mapping[str, Any]) -> Stage:
   """A stage from the options of a config.
 
@@ -203,6 +184,33 @@ def from_config(name: str, options: Mapping[str, Any]) -> Stage:
     return Stage(name=name, optimizer=Optimizer(**optimizer), **options)
   except DcjaxError as error:
     raise DcjaxError(f'config.{name}.{error}') from None
+
+
+def several(config: ConfigDict, *, least: int = 1) -> tuple[Stage, ...]:
+  """The stages that `config.stages` names, in that order.
+
+  Args:
+    config: of a run; the options of a stage are under its name.
+    least: how few will do.
+
+  Raises:
+    DcjaxError: as `from_config`; a stage is unknown or comes twice, or there
+      are too few.
+  """
+  names = tuple(config.stages)
+  known = [k for k, x in config.items() if 'objective' in _options(x)]
+  # Twice would be once: a stage's checkpoints are found by its name.
+  twice = len(set(names)) < len(names)
+  if twice or set(names) - set(known) or len(names) < least:
+    raise DcjaxError(
+      f'config.stages is {names}; expected {"some" if least else "any"} of '
+      f'{", ".join(known)}, each once'
+    )
+  return tuple(from_config(name, config[name].to_dict()) for name in names)
+
+
+def _options(value: Any) -> Mapping[str, Any]:
+  return value if isinstance(value, ConfigDict) else {}
 
 
 def _known(kind: type, where: str, options: Mapping[str, Any]) -> None:

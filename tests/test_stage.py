@@ -17,7 +17,7 @@ def make(**options):
 def test_stages_of_the_recipes_are_the_papers():
   """Set-and-Sequence, Table 6, and what each stage may touch."""
   c = recipes.personalize('paper')
-  first, second = stage.of_config(c)
+  first, second = stage.several(c)
   assert (first.name, second.name) == ('set', 'sequence')
   assert (first.steps, second.steps) == (600, 900)
   assert (first.dropout, second.dropout) == (0.8, 0.5)
@@ -40,6 +40,27 @@ def test_equal_options_give_equal_stages():
   assert a == b
   assert repr(a) == repr(b)
   assert a != dataclasses.replace(b, dropout=0.5)
+
+
+@pytest.mark.parametrize(
+  'names', [('set', 'sequense'), ('set', 'set'), (), ('lora',), (1,)]
+)
+def test_stages_of_a_config_are_some_of_its_own_each_once(names):
+  """One that came twice would find its own checkpoints, and be skipped."""
+  c = recipes.personalize('paper')
+  c.stages = names
+  line = 'config.stages is .*; expected some of sequence, set, each once'
+  with pytest.raises(DcjaxError, match=line) as error:
+    stage.several(c)
+  assert '\n' not in str(error.value)
+
+
+def test_stages_of_a_config_are_in_its_order_and_may_be_none():
+  c = recipes.personalize('paper')
+  c.stages = ('sequence', 'set')
+  assert [s.name for s in stage.several(c)] == ['sequence', 'set']
+  c.stages = ()
+  assert stage.several(c, least=0) == ()
 
 
 @pytest.mark.parametrize(

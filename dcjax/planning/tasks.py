@@ -64,10 +64,7 @@ def outline(base: Base, config: ConfigDict) -> Run:
 def _personalize(base: Base, config: ConfigDict) -> Run:
   start.check_numbers(config)
   base = start.adapted(base, config)
-  stages = tuple(
-    stage_lib.from_config(name, config[name].to_dict())
-    for name in config.stages
-  )
+  stages = stage_lib.several(config)
   params = params_of(base, lambda loaded: start.initial_params(loaded, config))
   prior = bool(config.prior.videos and any(s.prior for s in stages))
   videos = config.prior.videos if prior else 0

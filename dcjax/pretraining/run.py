@@ -68,10 +68,7 @@ def stages_of(config: ConfigDict) -> tuple[Stage, ...]:
   Raises:
     DcjaxError: an option is impossible, or a stage has no mix.
   """
-  stages = tuple(
-    stage_lib.from_config(name, config[name].to_dict())
-    for name in config.stages
-  )
+  stages = stage_lib.several(config, least=0)
   for stage in stages:
     if stage.data != 'latents' or stage.objective != 'flow' or not stage.mix:
       raise DcjaxError(
