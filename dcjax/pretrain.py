@@ -1,6 +1,6 @@
 """Trains a base from nothing on the procedural world, and saves its folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import json
@@ -65,12 +65,9 @@ class Indices:
 
 def run(config: Any, workdir: str) -> None:
   """Runs the config's stages and writes `workdir/base`."""
+  stages = stage_lib.several(config)
   base = _start(config)
   hours, bank = 0.0, None
-  stages = [
-    stage_lib.from_config(name, config[name].to_dict())
-    for name in config.stages
-  ]
   for place, stage in enumerate(stages):
     began = time.monotonic()
     if stage.objective == 'world' and config.bank and bank is None:
@@ -102,11 +99,12 @@ def run(config: Any, workdir: str) -> None:
     _record(config, workdir, hours)
 
 
-def _identity(config: Any, stages: list[stage_lib.Stage]) -> dict[str, Any]:
+def _identity(config: Any, stages: Sequence[stage_lib.Stage]) -> dict[str, Any]:
   """What a run must share to go on from the checkpoints of the last stage."""
   keys = (
     'init',
     'seed',
+    'dtype',
     'bank',
     'kl_weight',
     'emphasis',

@@ -195,7 +195,9 @@ def test_a_finished_run_is_not_trained_again(run, base, monkeypatch):
   assert load_base(run[0] / 'base').fingerprint == base.fingerprint
 
 
-@pytest.mark.parametrize('change', [{'seed': 1}, {'dit.layers': 2}])
+@pytest.mark.parametrize(
+  'change', [{'seed': 1}, {'dit.layers': 2}, {'dtype': 'bfloat16'}]
+)
 def test_another_run_in_the_folder_is_refused(run, change):
   config = tiny_config()
   config.update_from_flattened_dict(change)

@@ -84,6 +84,7 @@ def _identity(
     'vae': repr(shape),
     'seed': config.seed,
     'kl_weight': config.kl_weight,
+    'dtype': config.dtype,
   }
 
 
