@@ -30,9 +30,7 @@ class Metrics:
     if self._path.exists():
       kept = [r for r in read(self._path) if not _later(r, stage, resume)]
       text = ''.join(json.dumps(record) + '\n' for record in kept)
-      temporary = self._path.with_suffix('.tmp')
-      temporary.write_text(text)
-      os.replace(temporary, self._path)
+      _replace(self._path, text)
     self._file = self._path.open('a')
     self._board = _tensorboard(Path(folder) / 'tensorboard' / stage, resume)
 
@@ -61,6 +59,13 @@ def read(path: str | os.PathLike) -> list[dict]:
     except json.JSONDecodeError:
       break
   return records
+
+
+def _replace(path: Path, text: str) -> None:
+  """Writes a file so that it appears whole or stays as it was."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(text)
+  os.replace(temporary, path)
 
 
 def _later(record: Mapping, stage: str, step: int) -> bool:
@@ -151,20 +156,30 @@ class Timings:
   def __init__(self, folder: str | os.PathLike):
     self._path = Path(folder) / 'timings.json'
     self._began = time.monotonic()
-    before = self._path.read_text() if self._path.exists() else '{}'
-    self._values: dict[str, Any] = json.loads(before)
+    self._values = _object(self._path)
+    self._before = self._values.get('total', 0.0)
 
   def add(self, stage: str, seconds: Mapping[str, float]) -> None:
-    """Parts of a stage; one that took no step says nothing."""
+    """Writes the parts of a stage; one that took no step says nothing."""
     if seconds['steps']:
       self._values[stage] = dict(seconds)
+      self.write()
 
   def write(self) -> dict[str, Any]:
-    """Adds the total and the peak of memory; everything, as written."""
-    spent = self._values.get('total', 0.0) + time.monotonic() - self._began
+    """Writes the total and the peak of memory, too; everything, as written."""
+    spent = self._before + time.monotonic() - self._began
     self._values |= {
       'total': round(spent, 1),
       'peak_memory': int(machine.peak_memory() * 1e9),
     }
-    self._path.write_text(json.dumps(self._values, indent=2) + '\n')
+    _replace(self._path, json.dumps(self._values, indent=2) + '\n')
     return self._values
+
+
+def _object(path: Path) -> dict[str, Any]:
+  """A JSON file; empty if it is missing, or was cut off."""
+  try:
+    values = json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    return {}
+  return values if isinstance(values, dict) else {}

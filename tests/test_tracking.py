@@ -103,6 +103,50 @@ def test_where_there_is_no_terminal_lines_are_few(monkeypatch, capsys):
   assert lines[-1].startswith('set 200/200')
 
 
+SECONDS = {'compile': 1.0, 'steps': 8.0, 'step': 2.0}
+
+
+def test_a_stage_that_is_done_keeps_its_times_whatever_comes_after(
+  tmp_path, monkeypatch
+):
+  """The next command goes on with them, and with the total."""
+  clock = Clock(monkeypatch)
+  timings = tracking.Timings(tmp_path)
+  clock.now += 9.0
+  timings.add('set', SECONDS)
+  clock.now += 5.0  # and then it is killed
+  again = tracking.Timings(tmp_path)
+  clock.now += 3.0
+  again.add('set', dict.fromkeys(SECONDS, 0.0))
+  again.add('sequence', SECONDS)
+  clock.now += 1.0
+  found = again.write()
+  assert (found['set'], found['sequence']) == (SECONDS, SECONDS)
+  assert found['total'] == 9.0 + 3.0 + 1.0
+  assert json.loads((tmp_path / 'timings.json').read_text()) == found
+
+
+@pytest.mark.parametrize('text', ['', '{"set": {"comp', '[1]', '\xff'])
+def test_times_that_were_cut_off_begin_anew(tmp_path, text):
+  (tmp_path / 'timings.json').write_bytes(text.encode('latin-1'))
+  assert 'set' not in tracking.Timings(tmp_path).write()
+
+
+def test_a_full_disk_leaves_the_times_of_before(tmp_path, monkeypatch):
+  tracking.Timings(tmp_path).add('set', SECONDS)
+  before = (tmp_path / 'timings.json').read_bytes()
+
+  def full(path, text):
+    path.write_bytes(b'')
+    raise OSError('No space left on device')
+
+  timings = tracking.Timings(tmp_path)
+  monkeypatch.setattr(tracking.Path, 'write_text', full)
+  with pytest.raises(OSError, match='No space'):
+    timings.add('sequence', SECONDS)
+  assert (tmp_path / 'timings.json').read_bytes() == before
+
+
 @pytest.mark.parametrize(
   'seconds,text', [(0, '0:00'), (59.9, '0:59'), (61, '1:01'), (3725, '1:02:05')]
 )
