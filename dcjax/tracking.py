@@ -77,7 +77,8 @@ def _tensorboard(folder: Path, resume: int):
     from tensorboardX import SummaryWriter
   except ImportError:
     return None
-  return SummaryWriter(str(folder), purge_step=resume or None)
+  # TensorBoard forgets what was written of this step and of those after it.
+  return SummaryWriter(str(folder), purge_step=resume + 1)
 
 
 class Progress:

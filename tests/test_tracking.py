@@ -2,6 +2,8 @@
 
 import json
 import sys
+import types
+from unittest import mock
 
 import pytest
 
@@ -60,6 +62,18 @@ def test_without_tensorboard_there_are_metrics_all_the_same(
   path = write(tmp_path, 'set', (1,))
   assert json.loads(path.read_text()) == {'stage': 'set', 'step': 1, 'loss': 1}
   assert not (tmp_path / 'tensorboard').exists()
+
+
+@pytest.mark.parametrize('resume', [0, 2])
+def test_tensorboard_forgets_the_same_lines(tmp_path, monkeypatch, resume):
+  """It drops the events of `purge_step` and of the steps after it."""
+  module, board = types.ModuleType('tensorboardX'), mock.Mock()
+  module.SummaryWriter = board
+  monkeypatch.setitem(sys.modules, 'tensorboardX', module)
+  write(tmp_path, 'set', (resume + 1,), resume=resume)
+  board.assert_called_once_with(
+    str(tmp_path / 'tensorboard' / 'set'), purge_step=resume + 1
+  )
 
 
 class Clock:
