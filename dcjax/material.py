@@ -64,8 +64,9 @@ def prepare(
   """
   f = base.format
   source = video_lib.read_video(path, size=(f.height, f.width), min_frames=2)
-  clip = video_lib.take(source, f.frames, fps)
-  spare = _between(source, clip)
+  index, rate = video_lib.places(source, f.frames, fps)
+  clip = video_lib.Video(source.frames[index], rate)
+  spare = source.frames[_between(index)]
 
   def compute():
     stills = sampling.encode_video(
@@ -176,13 +177,13 @@ def videos_at_once(base: Base, latents: tuple[int, ...]) -> int:
   return max(1, min(CHUNK, TOKENS // tokens))
 
 
-def _between(source: video_lib.Video, clip: video_lib.Video) -> np.ndarray:
-  """Up to 4 frames of the source that lie half-way between the clip's."""
-  n, m = len(source.frames), len(clip.frames)
-  if n < 2 * m:
-    return clip.frames[:0]
-  places = (np.arange(4) * 2 + 1) * (n - 1) / 8.0
-  # To the nearest odd half step, where no frame of an even spread lies.
-  gap = (n - 1) / (m - 1)
-  places = (np.floor(places / gap) + 0.5) * gap
-  return source.frames[np.round(places).astype(int)]
+def _between(index: np.ndarray) -> np.ndarray:
+  """Up to 4 places half-way between two that are taken, spread over all.
+
+  Args:
+    index: [n] places that are taken, ascending.
+  """
+  gaps = np.diff(index)
+  free = (index[:-1] + gaps // 2)[gaps > 1]
+  spread = np.unique((2 * np.arange(4) + 1) * len(free) // 8)
+  return free[spread[: len(free)]]

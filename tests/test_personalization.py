@@ -198,6 +198,23 @@ def test_the_empty_prompt_is_there_only_if_prompts_are_dropped(base, clip):
   assert null['mask'].sum() == 1 and not null['features'][:, 1:].any()
 
 
+@pytest.mark.parametrize(
+  'count,rate,fps',
+  [(150, 30.0, 16.0), (150, 30.0, None), (66, 24.0, 16.0), (33, 16.0, None)],
+)
+def test_held_out_frames_are_none_that_is_learnt(count, rate, fps):
+  """Not even where the clip is a run out of the middle of its video."""
+  numbered = np.arange(count, dtype=np.uint8)[:, None, None, None]
+  source = video_lib.Video(numbered.repeat(3, axis=-1), rate)
+  learnt, _ = video_lib.places(source, 33, fps)
+  spare = material_lib._between(learnt)
+  assert len(spare) == (4 if count > 33 else 0)
+  assert not set(spare) & set(learnt)
+  assert all(learnt[0] < x < learnt[-1] for x in spare)
+  taken = video_lib.take(source, 33, fps)
+  assert taken.frames[:, 0, 0, 0].tolist() == learnt.tolist()
+
+
 # ---- what is left ------------------------------------------------------------
 
 

@@ -138,6 +138,14 @@ def take(
   Raises:
     DcjaxError: if the video is shorter than frames/fps, or is a still.
   """
+  index, rate = places(video, frames, fps, at=at)
+  return Video(video.frames[index], rate)
+
+
+def places(
+  video: Video, frames: int, fps: float | None = None, *, at: str = 'centre'
+) -> tuple[np.ndarray, float]:
+  """Which frames `take` takes, [frames] ascending; and the clip's `fps`."""
   if frames < 1 or at not in ('centre', 'start'):
     raise DcjaxError(
       f'frames is {frames} and at is {at!r}; expected frames >= 1 and at '
@@ -172,7 +180,7 @@ def take(
       'repeated',
       *(count, video.fps, frames, rate),
     )
-  return Video(video.frames[index], rate)
+  return index, rate
 
 
 def write_video(
