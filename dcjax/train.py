@@ -63,7 +63,13 @@ class Loop:
 
 @dataclasses.dataclass
 class Timing:
-  """What a stage cost, in seconds."""
+  """What a stage cost, in seconds.
+
+  Attributes:
+    compile: the first step, with its compilation.
+    steps: all others, with evaluations, previews and checkpoints.
+    step: one of them, without.
+  """
 
   compile: float = 0.0
   steps: float = 0.0
@@ -164,6 +170,7 @@ class _Run:
     key = jax.random.fold_in(jax.random.key(loop.seed), _number(stage.name))
     key = sharding.place(key, ())
     timing, pending, began = Timing(), None, time.monotonic()
+    aside = 0.0
     # Several processes have a service of jax's for that, which tells all.
     alone = processes.alone()
     with _OnSigterm(self._stop) if alone else contextlib.nullcontext():
@@ -176,14 +183,16 @@ class _Run:
           timing.compile = time.monotonic() - began
           began = time.monotonic()
         if pending is not None:
-          self._report(*pending, state)
+          self._report(*pending)
         pending = (i, metrics)
         done = i + 1
         at = lambda every: every and (done % every == 0 or done == stage.steps)
         stopping = processes.told_to_go(done, self.stopping)
-        if at(loop.save_every) or stopping or at(loop.eval_every):
-          self._report(*pending, state)
+        every = (loop.save_every, loop.eval_every, loop.preview_every)
+        if stopping or any(map(at, every)):
+          self._report(*pending)
           pending = None
+        paused = time.monotonic()
         params = lambda: tree.combine(
           state.trainable if state.ema is None else state.ema, frozen
         )
@@ -193,20 +202,30 @@ class _Run:
           self.metrics.write(done, evaluate(params()))
         if at(loop.preview_every) and preview is not None and not stopping:
           preview(done, params())
-        if at(loop.save_every) or stopping:
+        if at(loop.save_every):
           self.checkpoints.save(done, state, position)
+        aside += time.monotonic() - paused
         if stopping:
-          self.checkpoints.wait()
-          self.progress.say(
-            f'{stage.name}: stopped at step {done}; the same command goes on'
-          )
-          raise SystemExit(processes.PREEMPTED)
+          self._leave(done, state, position)
       if pending is not None:
-        self._report(*pending, state)
-    jax.block_until_ready(state)
+        self._report(*pending)
+      jax.block_until_ready(state)
+      # What the last step is followed by may take long.
+      if self.stopping:
+        self._leave(done, state, position)
     timing.steps = time.monotonic() - began
-    timing.step = timing.steps / max(stage.steps - self.start - 1, 1)
+    made = max(stage.steps - self.start - 1, 1)
+    timing.step = (timing.steps - aside) / made
     return state, timing
+
+  def _leave(self, done, state, position):
+    """Saves, says so and ends the process."""
+    self.checkpoints.save(done, state, position)
+    self.checkpoints.wait()
+    self.progress.say(
+      f'{self.stage.name}: stopped at step {done}; the same command goes on'
+    )
+    raise SystemExit(processes.PREEMPTED)
 
   def close(self):
     self.progress.close()
@@ -214,7 +233,7 @@ class _Run:
     self.checkpoints.wait()
     self.checkpoints.close()
 
-  def _report(self, i, metrics, state):
+  def _report(self, i, metrics):
     """Logs step i (from 0), or ends the run if its numbers are not finite."""
     done, loop = i + 1, self.loop
     loss, norm = float(metrics['loss']), float(metrics['grad_norm'])

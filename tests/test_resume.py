@@ -70,7 +70,16 @@ class Disturbed:
     return getattr(self._loader, name)
 
 
-def run(folder, *, at=None, event=None, stage=STAGE, save_every=3, **identity):
+def run(
+  folder,
+  *,
+  at=None,
+  event=None,
+  stage=STAGE,
+  save_every=3,
+  look=lambda step, p: None,
+  **identity,
+):
   source = [{'x': np.float32(x)} for x in range(5)]
   loader = pipeline.loader(source, batch=stage.batch, seed=1)
   loop = train.Loop(
@@ -79,9 +88,9 @@ def run(folder, *, at=None, event=None, stage=STAGE, save_every=3, **identity):
     log_every=2,
     save_every=save_every,
     eval_every=3,
+    preview_every=stage.steps,
     identity={'clip': 'abc'} | identity,
   )
-  shown = []
   result, _ = train.fit(
     stage,
     noisy,
@@ -89,7 +98,7 @@ def run(folder, *, at=None, event=None, stage=STAGE, save_every=3, **identity):
     Disturbed(loader, at, event),
     loop,
     held_out={'x': np.zeros(1)},
-    preview=lambda step, p: shown.append(step),
+    preview=look,
   )
   return result
 
@@ -154,6 +163,19 @@ def test_preemption_saves_at_once_and_says_how_to_go_on(tmp_path, capsys):
   assert checkpoints.step == 2
   checkpoints.close()
   assert signal.getsignal(signal.SIGTERM) == handler
+
+
+@pytest.mark.parametrize('save_every', [0, 3])
+def test_preemption_after_the_last_step_is_heard(
+  tmp_path, undisturbed, save_every
+):
+  """While its preview is made, say; else the next stage would begin."""
+  with pytest.raises(SystemExit) as stopped:
+    run(tmp_path, save_every=save_every, look=lambda *_: preempt())
+  assert stopped.value.code == processes.PREEMPTED
+  assert last_state(tmp_path) == last_state(undisturbed[0])
+  never = lambda *_: pytest.fail('a finished stage went on')
+  assert tiny.equal(run(tmp_path, look=never), undisturbed[1])
 
 
 def test_a_kill_between_metrics_and_checkpoint_loses_no_line(

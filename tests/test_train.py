@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,17 @@ def test_metrics_are_those_of_their_step(tmp_path):
   np.testing.assert_allclose(rates, 0.125 * np.array([1, 2 / 3, 1 / 3]))
   losses = 1.0 - np.append(0.0, np.cumsum(rates)[:-1])
   np.testing.assert_allclose([r['loss'] for r in lines], losses, rtol=1e-5)
+
+
+def test_a_step_takes_no_longer_for_what_is_done_between(tmp_path):
+  stage = dataclasses.replace(STAGE, steps=4)
+  loop = train.Loop(str(tmp_path), preview_every=2)
+  look = lambda *_: time.sleep(1.0)
+  *_, timing = train.fit(
+    stage, quadratic, params(), loader(), loop, preview=look
+  )
+  assert timing.steps > 2.0
+  assert timing.step < (timing.steps - 2.0) / 3 + 1e-3
 
 
 def test_callers_parameters_stay_alive(tmp_path):
