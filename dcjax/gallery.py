@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dcjax import material as material_lib
-from dcjax import report, tracking
+from dcjax import recipes, report, tracking
 from dcjax.concept import Concept
+from dcjax.data import prompts as prompts_lib
 from dcjax.data import video as video_lib
+from dcjax.errors import DcjaxError
 from dcjax.stage import Stage
 from dcjax.weights.base import Base
 
@@ -133,6 +135,47 @@ class Gallery:
         stage=stage.name,
       )
     return panels
+
+
+def scenes(
+  base: Base,
+  edits: Sequence[str],
+  words: Mapping[str, int],
+  *,
+  appearance: str,
+  full: str,
+) -> dict[str, str]:
+  """{label: prompt} of what the report shows, checked.
+
+  Args:
+    base: whose words the prompts are in.
+    edits: 'label: prompt' of new scenes; none: some in the base's own words.
+    words: vectors of each learned word.
+    appearance: the prompt of stage *set*.
+    full: the prompt of the reconstruction, which comes first.
+
+  Raises:
+    DcjaxError: an edit has no label, no prompt or the label of another scene,
+      or its prompt cannot be encoded.
+  """
+  found = {'reconstruction': full}
+  if not edits:
+    own = recipes.edits(base.name, appearance, tokens=bool(words))
+    return found | own
+  for edit in edits:
+    label, _, prompt = (x.strip() for x in edit.partition(':'))
+    if not (label and prompt):
+      raise DcjaxError(f'config.edits holds {edit!r}; expected "label: prompt"')
+    if label in found:
+      raise DcjaxError(
+        f'config.edits calls two scenes {label!r}; expected labels of their '
+        'own, none of which is reconstruction'
+      )
+    found[label] = prompt
+  prompts_lib.encode(
+    base.tokenizer, list(found.values()), base.format.text_length, words
+  )
+  return found
 
 
 def sample_options(options: ConfigDict) -> dict[str, Any]:

@@ -22,6 +22,16 @@ def working_dtype() -> jnp.dtype:
   return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16)
 
 
+def types_of(base: Base) -> dict[str, Any]:
+  """Types of each network's parameters, of which a fingerprint says nothing."""
+  read = {
+    name: sorted({str(x.dtype) for x in jax.tree.leaves(params)})
+    for name, params in base.params.items()
+  }
+  left = {name: str(jnp.dtype(x.dtype)) for name, x in base.on_disk.items()}
+  return read | left
+
+
 def as_batch(base: Base, noise: Any, n: int) -> jax.Array:
   """Noise of n videos as float32 [n f h w c]; DcjaxError if it is not."""
   noise = jnp.asarray(noise, jnp.float32)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dcjax import latents as latents_lib
 from dcjax import sampling
 from dcjax.data import cache, captions
 from dcjax.data import prompts as prompts_lib
@@ -113,6 +114,7 @@ def sample_prior(
   pairs = prior_prompts(base, noun, videos, seed)
   key = {
     'base': base.fingerprint,
+    'types': latents_lib.types_of(base),
     'prompts': [list(pair) for pair in pairs],
     'seed': seed,
     'sample': {name: repr(value) for name, value in options.items()},

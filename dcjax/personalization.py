@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dcjax import (
+  gallery,
   machine,
   recipes,
   sampling,
@@ -34,7 +35,6 @@ from dcjax.concept import Concept
 from dcjax.data import cache, pipeline
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
-from dcjax.gallery import Gallery
 from dcjax.material import Material, Prior
 from dcjax.stage import Stage
 from dcjax.weights.base import Base, load_base
@@ -114,11 +114,13 @@ class Personalization:
     self.words = start.words(config)
     self.video, self.appearance, self.motion = _what_to_learn(base, config)
     self.full = prompts_lib.join(self.appearance, self.motion)
-    self.scenes = {'reconstruction': self.full} | _edits(
-      config, base, self.appearance, self.words
+    self.scenes = gallery.scenes(
+      base, config.edits, self.words, appearance=self.appearance, full=self.full
     )
     self.stages = stage_lib.several(config)
-    self.gallery = Gallery(
+    for stage in self.stages:
+      stage.check_data('frames', 'clip')
+    self.gallery = gallery.Gallery(
       base,
       config,
       self.workdir,
@@ -170,17 +172,26 @@ class Personalization:
   def _cache(self) -> Path:
     return self.workdir / 'cache'
 
+  @property
+  def _prior_videos(self) -> int:
+    wanted = any(stage.prior for stage in self.stages)
+    return self.config.prior.videos if wanted else 0
+
+  @property
+  def _sampled(self) -> dict[str, Any]:
+    """How the prior is sampled, if there is one: it is trained on."""
+    return self.gallery.sample_options() if self._prior_videos else {}
+
   def _prior(self) -> Prior | None:
-    c = self.config.prior
-    if not c.videos or not any(stage.prior for stage in self.stages):
+    if not self._prior_videos:
       return None
     return material_lib.sample_prior(
       self.base,
-      noun=c.noun,
-      videos=c.videos,
+      noun=self.config.prior.noun,
+      videos=self._prior_videos,
       seed=self.config.seed,
       folder=self._cache,
-      **self.gallery.sample_options(),
+      **self._sampled,
     )
 
   def _remember_prompts(self) -> None:
@@ -188,10 +199,9 @@ class Personalization:
     if 'text_encoder' not in self.base.on_disk:
       return
     texts = ['', self.appearance, self.full, *self.scenes.values()]
-    c = self.config.prior
-    videos = c.videos if any(stage.prior for stage in self.stages) else 0
+    c = self.config
     for static, dynamic in material_lib.prior_prompts(
-      self.base, c.noun, videos, self.config.seed
+      self.base, c.prior.noun, self._prior_videos, c.seed
     ):
       texts += [static, prompts_lib.join(static, dynamic)]
     text_features.remember(self.base, list(dict.fromkeys(texts)), self.words)
@@ -249,9 +259,8 @@ class Personalization:
         'clip': cache.content_hash(material.clip.frames)[:16],
         'prompts': [self.appearance, self.motion],
         'tokens': machine.plain(c.tokens) if self.words else None,
-        'prior': machine.plain(c.prior),
+        'prior': machine.plain(c.prior) | self._sampled,
         'shift': self.base.shift,
-        'base_dtype': c.base_dtype,
       },
     )
 
@@ -304,6 +313,8 @@ def _held_out(stage: Stage, material: Material) -> dict[str, jax.Array]:
 
 def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
   """(video path, appearance prompt, motion prompt), checked."""
+  if not config.data.video and base.name != 'world':
+    raise DcjaxError('give a video: --config.data.video=FILE')
   video = config.data.video or str(SAMPLE)
   appearance, motion = config.prompts.appearance, config.prompts.motion
   if not config.data.video:
@@ -321,25 +332,3 @@ def _what_to_learn(base: Base, config: ConfigDict) -> tuple[str, str, str]:
   else:
     prompts_lib.check_plain_prompts(appearance, motion)
   return video, appearance, motion
-
-
-def _edits(
-  config: ConfigDict, base: Base, appearance: str, words: Mapping[str, int]
-) -> dict[str, str]:
-  """{label: prompt} of the scenes in the report, checked."""
-  if not config.edits:
-    return recipes.edits(base.name, appearance, tokens=bool(words))
-  pairs = [edit.partition(':') for edit in config.edits]
-  bad = [
-    label for label, colon, prompt in pairs if not (colon and prompt.strip())
-  ]
-  if bad:
-    raise DcjaxError(f'config.edits holds {bad[0]!r}; expected "label: prompt"')
-  edits = {label.strip(): prompt.strip() for label, _, prompt in pairs}
-  prompts_lib.encode(
-    base.tokenizer,
-    list(edits.values()),
-    base.format.text_length,
-    words,
-  )
-  return edits

@@ -162,6 +162,11 @@ class Stage:
     _require(self.train_shift > 0, 'train_shift', self.train_shift, 'above 0')
     _require(self.prior >= 0, 'prior', self.prior, '0 or more')
 
+  def check_data(self, *names: str) -> None:
+    """Raises DcjaxError if `data` is none of those that a job has."""
+    key = f'config.{self.name}.data'
+    _require(self.data in names, key, self.data, ' or '.join(names))
+
 
 def from_config(name: str, options: Mapping[str, Any]) -> Stage:
   """A stage from the options of a config.

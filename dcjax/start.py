@@ -64,6 +64,10 @@ def base_dtype(config: ConfigDict) -> Any:
   return jnp.dtype(config.base_dtype) if config.base_dtype else None
 
 
+def _loaded_dtype(base: Base) -> Any:
+  return base.params['transformer']['head']['kernel'].dtype
+
+
 def rules(config: ConfigDict) -> tuple[sharding.Rule, ...]:
   """Where parameters lie on a mesh."""
   return sharding.check_rules(config.mesh.rules if 'mesh' in config else ())
@@ -86,7 +90,7 @@ def adapted(base: Base, config: ConfigDict) -> Base:
       'that of the base'
     )
   wanted = base_dtype(config)
-  loaded = base.params['transformer']['head']['kernel'].dtype
+  loaded = _loaded_dtype(base)
   if wanted is not None and wanted != loaded:
     raise DcjaxError(
       f'config.base_dtype is {wanted}, but the base was loaded in {loaded}; '
@@ -144,7 +148,7 @@ def loop(
     config: of the run.
     workdir: its folder.
     identity: what a run must share to resume these checkpoints, beside base,
-      LoRA and seed.
+      its dtype, LoRA and seed.
   """
   return train.Loop(
     workdir=str(workdir),
@@ -157,6 +161,8 @@ def loop(
     identity={
       **identity,
       'base': base.fingerprint,
+      # The fingerprint is that of the same base in another dtype.
+      'base_dtype': str(_loaded_dtype(base)),
       'lora': machine.plain(config.lora),
       'seed': config.seed,
     },

@@ -177,6 +177,12 @@ def test_nothing_is_encoded_twice(base, folder, tmp_path, monkeypatch):
     assert tiny.equal(one.stacked(), other.stacked())
 
 
+def test_features_are_of_one_dtype(base, tmp_path):
+  for x in (base, tiny.narrow(base)):
+    dataset._features(x, 'a red cat', tmp_path)
+  assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_held_out_files_are_never_learnt(base, folder):
   found, _ = read(base, folder)
   learnt, spare = survey.split(found.entries, 0.25)
@@ -351,6 +357,7 @@ def test_alpha_scales_what_is_learnt_and_is_folded_into_the_concept(
   [
     ({'lora.alpha': -1.0}, 'lora.alpha is -1'),
     ({'lora.rank': 0}, 'lora.rank is 0'),
+    ({'train.data': 'clip'}, "config.train.data is 'clip'; expected folder"),
     ({'train.steps': 0}, 'config.train.steps is 0'),
     ({'sample.sampler': 'ddim'}, "unknown sampler 'ddim'; use one of euler"),
     ({'train.objective': 'world'}, "train.objective is 'world'; .*flow alone"),

@@ -283,6 +283,7 @@ def test_a_finished_run_is_given_back_at_once(run, base, clip, monkeypatch):
     ({'seed': 3}, 'seed is 3 now and was 0'),
     ({'lora.rank': 3}, 'lora is .*3'),
     ({'set.steps': 4}, 'stages is'),
+    ({'sample.steps': 3}, "prior is .*'steps': 3"),
     ({'sequence.dropout': 0.25}, r'checkpoints.sequence .*stages is'),
   ],
 )
@@ -297,6 +298,46 @@ def test_another_run_in_the_folder_is_refused(run, base, clip, change, line):
   assert 'another run' in str(error.value)
   assert '\n' not in str(error.value)
   assert (workdir / 'config.json').read_bytes() == record
+
+
+def test_a_run_and_its_prior_are_of_one_dtype(
+  base, clip, tmp_path, monkeypatch
+):
+  """The fingerprint of the base is the same."""
+  other = tiny.narrow(base)
+  assert other.fingerprint == base.fingerprint
+  zeros = lambda base, x, **_: np.zeros((len(x), 1, 1), np.float32)
+  monkeypatch.setattr(material_lib, 'sample_many', zeros)
+  monkeypatch.setattr(sampling, 'encode_video', zeros)
+  options = {'noun': 'dog', 'videos': 1, 'seed': 0, 'folder': tmp_path}
+  config = tiny.recipe(clip)
+  found = []
+  for x in (base, other):
+    material_lib.sample_prior(x, **options)
+    found.append(start.loop(x, config, tmp_path, {}).identity)
+  assert len(list(tmp_path.iterdir())) == 2
+  differ = [key for key in found[0] if found[0][key] != found[1][key]]
+  assert differ == ['base_dtype']
+
+
+@pytest.mark.parametrize(
+  'change,line',
+  [
+    ({'data.video': ''}, 'give a video: --config.data.video=FILE'),
+    ({'set.data': 'folder'}, "set.data is 'folder'; expected frames or clip"),
+    ({'stages': ('set', 'sequense')}, 'expected some of sequence, set'),
+    ({'edits': ('new: a cat', 'new: a dog')}, "two scenes 'new'"),
+    ({'edits': ('reconstruction: a cat',)}, "two scenes 'reconstruction'"),
+  ],
+)
+def test_mistakes_are_one_line_before_anything_is_read(
+  base, clip, change, line
+):
+  config = tiny.recipe(clip)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(DcjaxError, match=line) as error:
+    Personalization(base, config, 'nowhere')
+  assert '\n' not in str(error.value)
 
 
 # ---- the Python surface ------------------------------------------------------

@@ -5,6 +5,7 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcjax import recipes, tree
@@ -135,6 +136,12 @@ def trainable_base(**kwargs) -> Base:
 def key(seed=0):
   """A PRNG key."""
   return jax.random.key(seed)
+
+
+def narrow(base) -> Base:
+  """The same base, by its fingerprint, in bfloat16."""
+  cast = lambda x: x.astype(jnp.bfloat16)
+  return dataclasses.replace(base, params=jax.tree.map(cast, base.params))
 
 
 def base_folder(path) -> str:

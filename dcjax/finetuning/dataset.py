@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from dcjax import latents as latents_lib
 from dcjax import sampling, text_features
 from dcjax.data import cache as cache_lib
 from dcjax.data import prompts as prompts_lib
@@ -109,7 +110,8 @@ def _features(base: Base, caption: str, cache: Path) -> np.ndarray:
     features = text_features.text_features(base, encoded.ids, encoded.mask)
     return {'features': np.asarray(features)[0, :n]}
 
-  key = {'base': base.fingerprint, 'ids': encoded.ids}
+  types = latents_lib.types_of(base)
+  key = {'base': base.fingerprint, 'types': types, 'ids': encoded.ids}
   return cache_lib.cached(cache, key, compute)['features']
 
 

@@ -66,6 +66,7 @@ class Finetuning:
     start.check_least(config, {'lora.rank': 1, 'lora.alpha': 0})
     start.check_sample(config)
     self.stage = stage_lib.from_config(STAGE, config[STAGE].to_dict())
+    self.stage.check_data('folder')
     # W' = W + alpha / r A B; see `lora` for A and B.
     self.scale = (config.lora.alpha or config.lora.rank) / config.lora.rank
 

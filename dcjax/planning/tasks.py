@@ -65,6 +65,8 @@ def _personalize(base: Base, config: ConfigDict) -> Run:
   start.check_numbers(config)
   base = start.adapted(base, config)
   stages = stage_lib.several(config)
+  for stage in stages:
+    stage.check_data('frames', 'clip')
   params = params_of(base, lambda loaded: start.initial_params(loaded, config))
   prior = bool(config.prior.videos and any(s.prior for s in stages))
   videos = config.prior.videos if prior else 0
