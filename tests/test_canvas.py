@@ -174,18 +174,20 @@ def test_palettes_may_be_clear(tmp_path):
 
 
 def _bytes(name):
-  image = noise()
+  side = Path(name).stem
+  image = Image.fromarray(noise())
   if name == 'clear.png':
-    image = np.zeros((8, 8, 4), np.uint8)
+    image = Image.new('RGBA', (8, 8))
+  elif side.isdecimal():
+    image = Image.new('1', (int(side), int(side)))
   file = io.BytesIO()
-  Image.fromarray(image).save(file, 'png')
+  image.save(file, 'png')
   data = file.getvalue()
   return {
     'text.png': b'not a picture',
     'empty.png': b'',
     'cut.png': data[: len(data) // 2],
-    'clear.png': data,
-  }[name]
+  }.get(name, data)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,8 @@ def _bytes(name):
     ('empty.png', 'empty.png cannot be read as a picture'),
     ('cut.png', 'cut.png cannot be read as a picture'),
     ('clear.png', 'clear.png: the picture shows nothing'),
+    ('11000.png', '11000.png is 11000x11000, expected at most 64 million'),
+    ('15000.png', '15000.png is far too large, expected at most 64 million'),
   ],
 )
 def test_files_that_cannot_be_used(tmp_path, name, message):

@@ -6,9 +6,12 @@ centred cannot be copied to its place (AlcheMinT, Sec. 4).
 
 import os
 from pathlib import Path
+from typing import Any
+import warnings
 
 import numpy as np
 
+from dcjax.data import decode
 from dcjax.data.augment import box
 from dcjax.errors import DcjaxError
 
@@ -89,27 +92,35 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
   """
   from PIL import Image, ImageOps
 
+  too_many = f'expected at most {_MAX_PIXELS // 1_000_000} million pixels'
   path = Path(path)
   if not path.exists():
     raise DcjaxError(f'{path} does not exist, expected a picture')
   if not path.is_file():
     raise DcjaxError(f'{path} is a folder, expected a picture')
   try:
-    with Image.open(path) as opened:
+    with _open(path) as opened:
       w, h = opened.size
       if w * h > _MAX_PIXELS:
-        raise DcjaxError(
-          f'{path} has {w}x{h} pixels, expected at most '
-          f'{_MAX_PIXELS // 1_000_000} million'
-        )
+        raise DcjaxError(f'{path} is {w}x{h}, {too_many}')
       turned = ImageOps.exif_transpose(opened)
       clear = turned.has_transparency_data
       return np.array(turned.convert('RGBA' if clear else 'RGB'))
-  # Pillow tells broken files by many exceptions; all are about the file.
-  except (OSError, ValueError, SyntaxError, EOFError) as error:
+  except Image.DecompressionBombError as error:
+    raise DcjaxError(f'{path} is far too large, {too_many}') from error
+  except decode.image_errors() as error:
     raise DcjaxError(
       f'{path} cannot be read as a picture; save it as PNG or JPEG'
     ) from error
+
+
+def _open(path: Path) -> Any:
+  """A Pillow image, whose size is ours to judge: no warning of a large one."""
+  from PIL import Image
+
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+    return Image.open(path)
 
 
 def _over_white(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -141,7 +141,8 @@ def _natural(path: pathlib.Path) -> list:
   return [int(x) if i % 2 else x for i, x in enumerate(parts)]
 
 
-def _image_errors() -> tuple[type[Exception], ...]:
+def image_errors() -> tuple[type[Exception], ...]:
+  """How Pillow tells of broken or boundless files; all are about the file."""
   from PIL import Image
 
   bomb = Image.DecompressionBombError
@@ -153,7 +154,7 @@ def _is_image(path: pathlib.Path) -> bool:
 
   try:
     Image.open(path).close()
-  except _image_errors():
+  except image_errors():
     return False
   return True
 
@@ -174,7 +175,7 @@ def _decode_image(path: pathlib.Path) -> Iterator[Frame]:
           seconds = 0.1  # browsers read "as fast as you can" as 10 a second
         yield Frame(_upright_rgb(image), time, seconds)
         time += seconds
-  except _image_errors() as error:
+  except image_errors() as error:
     if not index:
       raise DcjaxError(f'{path} cannot be decoded: {_reason(error)}') from error
     _log.warning('%s breaks off after %d frames', path, index)
