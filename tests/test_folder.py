@@ -146,6 +146,25 @@ def test_tables_name_files_beside_them_or_by_absolute_paths(tmp_path, kind):
   assert 'does not exist' in reasons(listing)['gone.mp4']
 
 
+@pytest.mark.parametrize(
+  'kind,mark',
+  [
+    *(('jsonl', x) for x in '\u2028\x85'),
+    *(('csv', x) for x in '\u2028\x85\x0b\x0c'),
+  ],
+)
+def test_lines_end_where_editors_end_them(tmp_path, kind, mark):
+  files(tmp_path, a__mp4=b'.', b__mp4=b'.')
+  texts = {
+    'jsonl': '{"file": "a.mp4", "text": "a%scat"}\r\n{"file": "b.mp4", '
+    '"text": "b"}',
+    'csv': 'file,text\r\na.mp4,a%scat\r\nb.mp4,b\r\n',
+  }
+  (tmp_path / f'data.{kind}').write_bytes((texts[kind] % mark).encode())
+  listing = read(tmp_path / f'data.{kind}')
+  assert [x.caption for x in listing.items] == ['a cat', 'b']
+
+
 def test_rows_without_use_are_named(tmp_path):
   files(tmp_path, a__mp4=b'.', m__mp4=b'.')
   rows = [

@@ -11,6 +11,7 @@ Whether a file decodes is found out later, by `probe.probe`.
 from collections.abc import Iterator, Mapping
 import csv
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -297,6 +298,7 @@ def _csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _lines(table: Path) -> list[str]:
   try:
-    return _text(table).splitlines(keepends=True)
+    # Not `str.splitlines`: captions may hold U+2028 and its like.
+    return io.StringIO(_text(table)).readlines()
   except DcjaxError as error:
     raise DcjaxError(f'cannot read {table}: {error}') from error
