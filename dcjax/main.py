@@ -172,7 +172,7 @@ def run() -> None:
   except DcjaxError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  except (OSError, ValueError) as error:
+  except Exception as error:
     if not _disk_full(error):
       raise
     print(
@@ -184,7 +184,7 @@ def run() -> None:
 
 
 def _disk_full(error: Exception) -> bool:
-  """Whether a write found no room; Orbax says so in the words of its error."""
+  """Whether a write found no room; Orbax and safetensors only say so."""
   codes = (errno.ENOSPC, errno.EDQUOT)
   return getattr(error, 'errno', None) in codes or any(
     os.strerror(code) in str(error) for code in codes

@@ -11,6 +11,7 @@ import sys
 from absl import flags
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 import tiny
 
 from dcjax import generation, lora, main, personalization
@@ -321,6 +322,10 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, monkeypatch):
     ValueError(
       'RESOURCE_EXHAUSTED: Failed to write 402564 bytes to file 18: No space '
       "left on device [os_error_code='28']"
+    ),
+    SafetensorError(
+      'Error while serializing: I/O error: No space left on device (os error '
+      '28)'
     ),
   ],
 )
