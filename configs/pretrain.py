@@ -2,7 +2,7 @@
 
   python -m dcjax.main --config=configs/pretrain.py
   python -m dcjax.main --config=configs/pretrain.py:snap_dit_11b \
-    --config.data.path=gs://BUCKET/clips --config.data.latents=gs://BUCKET/z \
+    --config.data.path=/bucket/clips --config.data.latents=/bucket/z \
     --config.parts.vae=VAE --config.parts.text_encoder=T5_11B
 
 Clips are encoded once, by an autoencoder and a text encoder that are frozen;

@@ -78,6 +78,7 @@ def main(argv: list[str]) -> None:
       f'config.task is {task!r}; use one of {", ".join(sorted(TASKS))}'
     )
   workdir = WORKDIR.value or f'runs/{config.name}'
+  processes.check_folder('--workdir', workdir)
   _check_workdir(Path(workdir).absolute())
   if task not in TOGETHER and processes.find(*_group()):
     raise DcjaxError(

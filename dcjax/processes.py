@@ -202,6 +202,20 @@ def shared(path: str | os.PathLike) -> Path:
   return path
 
 
+def check_folder(name: str, folder: str) -> None:
+  """Raises DcjaxError for an address where a folder is expected.
+
+  Args:
+    name: of the option.
+    folder: its value; pathlib would make a local folder of gs://BUCKET/RUN.
+  """
+  if '://' in folder:
+    raise DcjaxError(
+      f'{name} is {folder}; expected a folder, for example one where the '
+      'bucket is mounted'
+    )
+
+
 def from_main(data: bytes) -> bytes:
   """What process 0 gives, to every process; all of them call it."""
   if alone():

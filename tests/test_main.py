@@ -49,6 +49,7 @@ MISTAKES = {
     r'config\.seed\.first is not an option; .*nothing below it',
   ),
   'unknown flag': (TRAIN, ['--wrkdir=x'], r'wrkdir.*workdir'),
+  'address': (TRAIN, ['--workdir=gs://b/run'], r'--workdir is gs://b/run; '),
   'stray word': (TRAIN, ['cat.mp4'], r"unexpected argument 'cat\.mp4'"),
   'wrong type': (TRAIN, ['--config.set.steps=many'], r'steps.*many'),
   'fraction of a step': (TRAIN, ['--config.set.steps=2.5'], r'steps.*2\.5'),

@@ -192,6 +192,8 @@ def test_on_a_mesh_the_base_is_the_same(run, tmp_path):
     ({'frames_17.data': 'world'}, "has data 'world'"),
     ({'frames_17.mix': ((1, 2), (6, 2))}, 'cannot make 6 frames'),
     ({'data.path': '/nowhere'}, 'holds no dataset'),
+    ({'data.path': 'gs://b/clips'}, 'data.path is gs://b/clips; expected a f'),
+    ({'data.latents': 'gs://b/z'}, 'data.latents is gs://b/z; expected a fold'),
     ({'data.held_out': 7}, 'something must be left to learn from'),
     ({'data.windows': -1}, 'data.windows is -1'),
     ({'seed': 1}, 'another run'),

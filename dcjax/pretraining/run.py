@@ -43,6 +43,8 @@ from dcjax.weights.base import Base
 def run(config: ConfigDict, workdir: str) -> None:
   """The `pretrain_clips` task of the command line."""
   start.check_remat(config)
+  for key in ('path', 'latents'):
+    processes.check_folder(f'config.data.{key}', str(config.data[key]))
   stages = stages_of(config)
   base = frozen(config)
   latents = encoded(base, config, stages, Path(workdir))
