@@ -128,11 +128,7 @@ class Gallery:
     for stage in stages:
       prompt = self.appearance if stage.data == 'frames' else self.full
       panels += saved_previews(
-        self.workdir,
-        f'{stage.name}_*_preview.*',
-        self.base.format.height,
-        prompt=prompt,
-        stage=stage.name,
+        self.workdir, stage.name, self.base.format.height, prompt=prompt
       )
     return panels
 
@@ -215,20 +211,21 @@ def read_kept(path: Path, height: int) -> video_lib.Video:
 
 
 def saved_previews(
-  workdir: Path, pattern: str, height: int, *, prompt: str, stage: str
+  workdir: Path, stage: str, height: int, *, prompt: str, name: str = 'preview'
 ) -> list[report.Panel]:
   """Panels of kept previews, also those from before a run was resumed.
 
   Args:
     workdir: of the run.
-    pattern: of the names STAGE_STEP_... of the files.
+    stage: in which they were made.
     height: of the samples, in pixels.
     prompt: that they show.
-    stage: in which they were made.
+    name: of the files STAGE_STEP_NAME.
   """
   panels = []
-  for path in sorted((workdir / 'samples').glob(pattern)):
-    step = int(path.stem.split('_')[-2])
+  for path, step in tracking.previews(workdir, stage).items():
+    if not path.stem.endswith(f'_{name}'):
+      continue
     clip = read_kept(path, height)
     panels.append(
       report.Panel(

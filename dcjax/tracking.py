@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import json
 import os
 from pathlib import Path
+import re
 import sys
 import time
 from typing import Any
@@ -59,6 +60,23 @@ def read(path: str | os.PathLike) -> list[dict]:
     except json.JSONDecodeError:
       break
   return records
+
+
+def previews(folder: str | os.PathLike, stage: str) -> dict[Path, int]:
+  """{file: step} of samples/STAGE_STEP_preview..., the previews of a stage."""
+  form = re.compile(rf'{re.escape(stage)}_(\d+)_preview')
+  files = sorted(Path(folder, 'samples').glob('*_preview*'))
+  found = {path: form.match(path.name) for path in files}
+  return {path: int(match[1]) for path, match in found.items() if match}
+
+
+def forget_previews(
+  folder: str | os.PathLike, stage: str, *, resume: int
+) -> None:
+  """Removes what was shown after the step that a stage goes on from."""
+  for path, step in previews(folder, stage).items():
+    if step > resume:
+      path.unlink()
 
 
 def _replace(path: Path, text: str) -> None:

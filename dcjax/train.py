@@ -26,7 +26,7 @@ from dcjax.errors import DcjaxError
 from dcjax.objective import Objective
 from dcjax.stage import Stage
 from dcjax.step import make_step
-from dcjax.tracking import Metrics, Progress
+from dcjax.tracking import Metrics, Progress, forget_previews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +160,7 @@ class _Run:
     self.checkpoints, self.batches = checkpoints, batches
     self.start = start
     self.metrics = Metrics(loop.workdir, stage.name, resume=start)
+    forget_previews(loop.workdir, stage.name, resume=start)
     self.progress = Progress(stage.name, stage.steps, start=start)
     self.rate = optim.schedule(stage.optimizer, stage.steps)
     self.stopping = False

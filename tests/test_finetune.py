@@ -83,7 +83,10 @@ def test_the_folder_holds_everything(run):
   assert tiny.equal(saved.lora, concept.lora)
   assert saved.meta['trigger'] == 'blue'
   samples = {x.stem for x in (job.workdir / 'samples').iterdir()}
-  assert samples >= {'train_00004_preview0', 'after_0', 'before_0'}
+  assert samples >= {'after_0', 'before_0'}
+  assert [x[:20] for x in samples - {'after_0', 'before_0'}] == [
+    'train_00004_preview-'
+  ]
   page = (job.workdir / 'report.html').read_text()
   assert 'a blue cat' in page
   learnt, spare = survey.split(
@@ -96,6 +99,15 @@ def test_the_folder_holds_everything(run):
   assert [r['step'] for r in records if 'loss' in r] == [1, 2, 3, 4]
   (held_out,) = [r for r in records if 'held_out/t0' in r]
   assert {f'held_out/t{q}' for q in range(4)} <= held_out.keys()
+
+
+def test_previews_of_other_prompts_are_not_shown(run):
+  job = run[0]
+  found, _ = read(job.base, job.config.data.path)
+  show = job._showcase(found)
+  assert [x.prompt for x in show._saved_previews('train')] == ['a blue cat']
+  show.prompts = ['a blue dog']
+  assert show._saved_previews('train') == []
 
 
 def test_resume_ends_in_the_same_bits(run, base, monkeypatch, tmp_path):

@@ -43,6 +43,17 @@ def test_resume_drops_only_the_later_lines_of_its_stage(tmp_path):
   assert path.read_bytes() == undisturbed
 
 
+def test_resume_drops_only_the_later_previews_of_its_stage(tmp_path):
+  (tmp_path / 'samples').mkdir()
+  names = 'set_00002_preview.mp4 set_00004_preview-1a.png set_2_00004_preview.x'
+  for name in names.split():
+    (tmp_path / 'samples' / name).touch()
+  tracking.forget_previews(tmp_path, 'set', resume=2)
+  left = sorted(x.name for x in (tmp_path / 'samples').iterdir())
+  assert left == ['set_00002_preview.mp4', 'set_2_00004_preview.x']
+  tracking.forget_previews(tmp_path / 'new', 'set', resume=0)
+
+
 @pytest.mark.parametrize('cut', [1, 9, 30])
 def test_a_torn_last_line_is_forgotten(tmp_path, cut):
   undisturbed = write(tmp_path, 'set', (1, 2, 3)).read_bytes()

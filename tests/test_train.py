@@ -264,6 +264,14 @@ def test_a_step_takes_no_longer_for_what_is_done_between(tmp_path):
   assert timing.step < (timing.steps - 2.0) / 3 + 1e-3
 
 
+def test_a_stage_that_begins_anew_forgets_what_was_shown(tmp_path):
+  path = tmp_path / 'samples' / 's_00009_preview.png'
+  path.parent.mkdir()
+  path.touch()
+  fit(tmp_path)
+  assert not path.exists()
+
+
 def test_callers_parameters_stay_alive(tmp_path):
   """The step donates its buffers, never those that it was given."""
   given = params()

@@ -12,6 +12,7 @@ from dcjax import material as material_lib
 from dcjax.concept import Concept
 from dcjax.data import windows
 from dcjax.data.buckets import Bucket
+from dcjax.data.cache import content_hash
 from dcjax.finetuning.survey import Entry
 from dcjax.weights.base import Base
 
@@ -43,8 +44,10 @@ class Showcase:
 
   def preview(self, stage: str, step: int, concept: Concept) -> None:
     """What has been learnt so far."""
-    for i, video in enumerate(self._sample([concept])):
-      self._keep(f'{stage}_{step:05}_preview{i}', video)
+    for prompt, video in zip(
+      self.prompts, self._sample([concept]), strict=True
+    ):
+      self._keep(f'{stage}_{step:05}_{_name(prompt)}', video)
 
   def panels(
     self, concept: Concept, entries: Sequence[Entry], fps: float
@@ -121,12 +124,17 @@ class Showcase:
   def _saved_previews(self, stage: str) -> list[report.Panel]:
     """The previews of the whole run, also those from before it was resumed."""
     panels = []
-    for i, prompt in enumerate(self.prompts):
+    for prompt in self.prompts:
       panels += gallery.saved_previews(
         self.workdir,
-        f'{stage}_*_preview{i}.*',
+        stage,
         self.shape.height,
         prompt=prompt,
-        stage=stage,
+        name=_name(prompt),
       )
     return panels
+
+
+def _name(prompt: str) -> str:
+  """Of its previews: other prompts of a run that goes on have others."""
+  return f'preview-{content_hash(prompt)[:8]}'
