@@ -81,26 +81,6 @@ def combine(*trees: Tree) -> dict[str, Any]:
   return unflatten(flat)
 
 
-def check_same(expected: Tree, given: Tree, *, what: str) -> None:
-  """Raises DcjaxError with the +/- list unless names and shapes agree.
-
-  Args:
-    expected: tree of arrays or `jax.ShapeDtypeStruct`.
-    given: tree of arrays.
-    what: where `given` came from, for the message.
-  """
-  want, have = flatten(expected), flatten(given)
-  problems = [f'- {name} (missing)' for name in want if name not in have]
-  problems += [f'+ {name} (not expected)' for name in have if name not in want]
-  problems += [
-    f'~ {name} is {tuple(have[name].shape)}, expected {tuple(x.shape)}'
-    for name, x in want.items()
-    if name in have and tuple(have[name].shape) != tuple(x.shape)
-  ]
-  if problems:
-    raise DcjaxError(f'{what} does not fit: {some(problems, limit=12)}')
-
-
 def some(items: list[str], separator: str = '; ', limit: int = 8) -> str:
   """The first few of a list, in one line."""
   shown = separator.join(items[:limit])

@@ -245,9 +245,11 @@ def test_a_run_that_has_just_begun(tmp_path):
   ],
 )
 def test_curves_are_finite_and_inside(values):
-  text = report.curves(
-    {'stage': 's', 'step': 10 * i, 'loss': y, 'lr': y}
-    for i, y in enumerate(values)
+  text = charts(
+    [
+      {'stage': 's', 'step': 10 * i, 'loss': y, 'lr': y}
+      for i, y in enumerate(values)
+    ]
   )
   Page(text)
   assert not re.search(r'\b(nan|inf|None)\b', text, re.I)

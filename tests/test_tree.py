@@ -62,30 +62,3 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 def test_combine_refuses_to_overwrite():
   with pytest.raises(ValueError, match='blocks/mlp/kernel'):
     tree.combine(TREE, {'blocks': {'mlp': {'kernel': np.zeros(1)}}})
-
-
-def test_check_same_accepts_shapes_for_arrays():
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, 'f4'), TREE)
-  tree.check_same(shapes, TREE, what='file')
-
-
-def test_check_same_lists_what_differs():
-  given = tree.flatten(TREE)
-  del given['scale']
-  given['head/kernel'] = np.zeros((5, 2))
-  given['tail'] = np.zeros(1)
-  with pytest.raises(DcjaxError) as error:
-    tree.check_same(TREE, tree.unflatten(given), what='file.safetensors')
-  assert str(error.value) == (
-    'file.safetensors does not fit: - scale (missing); + tail (not expected); '
-    '~ head/kernel is (5, 2), expected (2, 5)'
-  )
-
-
-def test_check_same_stays_one_line():
-  many = {f'x{i}': np.zeros(1) for i in range(40)}
-  with pytest.raises(
-    DcjaxError, match=r'x11 \(missing\); and 28 more$'
-  ) as error:
-    tree.check_same(many, {}, what='file')
-  assert '\n' not in str(error.value)

@@ -115,6 +115,11 @@ def equal(a, b) -> bool:
   )
 
 
+def shapes(params) -> dict[str, tuple[int, ...]]:
+  """{name: shape} of a tree of arrays, or of `jax.ShapeDtypeStruct`."""
+  return {name: tuple(x.shape) for name, x in tree.flatten(params).items()}
+
+
 def xla_flags(devices=1) -> str:
   """Those of the tests, for a process with devices of its own."""
   of_tests = os.environ['XLA_FLAGS']

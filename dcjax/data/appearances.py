@@ -15,7 +15,6 @@ from dcjax.data import scene as scenes
 from dcjax.data.scene import DECORATIONS, MOTIONS, SHAPES, SIZES, Scene
 
 OBJECTS = 3
-SPANS = 2
 COUNTS = (0.35, 0.45, 0.20)  # chances of one, two and three objects
 PAIRS = 0.35  # of two objects: that they are of one shape
 ALWAYS, RETURNS = 0.2, 0.1  # chances of an object

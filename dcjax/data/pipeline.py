@@ -187,12 +187,12 @@ def _loader(
   return iter(steps.to_iter_dataset(options))
 
 
-def mix(concept: Loader, prior: Loader) -> Loader:
+def mix(concept: Loader, prior: Loader) -> 'Mixed':
   """Prior preservation: a batch of each a step, {'concept': .., 'prior': ..}.
 
   The two keep their own order, length and epochs.
   """
-  return _Mixed({'concept': concept, 'prior': prior})
+  return Mixed({'concept': concept, 'prior': prior})
 
 
 class _Shuffled:
@@ -288,8 +288,13 @@ class _Plain:
     self._step = state['next_index']
 
 
-class _Mixed:
-  def __init__(self, parts: dict[str, Loader]):
+class Mixed:
+  """Batches of several loaders in one step: {name: batch}.
+
+  Each has its own order and epochs. The state is that of all of them.
+  """
+
+  def __init__(self, parts: Mapping[str, Loader]):
     self._parts = parts
 
   def __iter__(self):

@@ -1,6 +1,6 @@
 """Encoded clips -> batches of pictures and clips together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from dcjax.data import latent_records, pipeline
 from dcjax.data.latent_records import Encoded, Records
-from dcjax.data.pipeline import Example, Loader
+from dcjax.data.pipeline import Example, Mixed
 from dcjax.errors import DcjaxError
 from dcjax.stage import Stage
 
@@ -53,29 +53,6 @@ class Samples:
     }
 
 
-class Joint:
-  """Batches of several lengths in one step: {frames: batch}.
-
-  Each has its own order and epochs. The state is that of all of them.
-  """
-
-  def __init__(self, parts: Mapping[str, Loader]):
-    self._parts = dict(parts)
-
-  def __iter__(self) -> 'Joint':
-    return self
-
-  def __next__(self) -> dict[str, Any]:
-    return {name: next(part) for name, part in self._parts.items()}
-
-  def get_state(self) -> dict[str, Any]:
-    return {name: part.get_state() for name, part in self._parts.items()}
-
-  def set_state(self, state: Mapping[str, Any]) -> None:
-    for name, part in self._parts.items():
-      part.set_state(state[name])
-
-
 def sources(
   folder: Path,
   split: str,
@@ -103,7 +80,7 @@ def sources(
   return [Samples(several[side], latent, length) for side in sorted(several)]
 
 
-def joint(folder: Path, stage: Stage, seed: int, **options: Any) -> Joint:
+def joint(folder: Path, stage: Stage, seed: int, **options: Any) -> Mixed:
   """The batches of a stage, whose `mix` says how many samples of which length.
 
   Args:
@@ -128,7 +105,7 @@ def joint(folder: Path, stage: Stage, seed: int, **options: Any) -> Joint:
     parts[str(frames)] = pipeline.bucketed(
       found, batch=samples, seed=seed + frames
     )
-  return Joint(parts)
+  return Mixed(parts)
 
 
 def held_out(folder: Path, stage: Stage, **options: Any) -> Any:

@@ -41,18 +41,6 @@ class Series:
   y: np.ndarray
 
 
-def curves(metrics: Iterable[Mapping]) -> str:
-  """The curves of a run as HTML: for each stage a heading and its charts.
-
-  Args:
-    metrics: records of `metrics.jsonl`, see `tracking.read`.
-  """
-  return ''.join(
-    f'<h3>{html.escape(name)}</h3>{charts(records)}'
-    for name, records in by_stage(metrics).items()
-  )
-
-
 def by_stage(metrics: Iterable[Mapping]) -> dict[str, list[Mapping]]:
   """Records by stage, in the order in which the stages appear."""
   stages: dict[str, list[Mapping]] = {}

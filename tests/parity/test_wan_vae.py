@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 
-from dcjax import tree
 from dcjax.models.vae_config import VAEConfig
 from dcjax.models.wan_vae import WanVAE
 from dcjax.weights import names
@@ -210,4 +210,4 @@ def test_defaults_are_those_of_wan():
   params = names.read_tensors(
     names.vae_table(config), zeros, expected, what='meta'
   )
-  tree.check_same(expected, params, what='Wan2.1')
+  assert tiny.shapes(expected) == tiny.shapes(params)
