@@ -143,10 +143,9 @@ def _natural(path: pathlib.Path) -> list:
 
 def image_errors() -> tuple[type[Exception], ...]:
   """How Pillow tells of broken or boundless files; all are about the file."""
-  from PIL import Image
+  from PIL.Image import DecompressionBombError
 
-  bomb = Image.DecompressionBombError
-  return (OSError, ValueError, SyntaxError, EOFError, bomb)
+  return (OSError, ValueError, SyntaxError, EOFError, DecompressionBombError)
 
 
 def _is_image(path: pathlib.Path) -> bool:

@@ -310,9 +310,10 @@ def _bounded(
         'width) to bring all frames to one'
       )
     if total > MAX_BYTES:
+      fit = MAX_BYTES // frame.image.nbytes
       raise DcjaxError(
-        f'{path} is too long for memory at {shape[1]}x{shape[0]}: pass a '
-        'smaller size=(height, width), max_frames= or a lower fps='
+        f'{path} is too long for memory, which has room for {fit} frames of '
+        f'{shape[1]}x{shape[0]}: cut it, or make it smaller'
       )
     yield frame
 
