@@ -18,6 +18,7 @@ from dcjax import (
   processes,
   sharding,
   start,
+  tracking,
   train,
 )
 from dcjax import stage as stage_lib
@@ -33,6 +34,8 @@ from dcjax.weights import location, networks
 
 # Batches and clips of a batch that the statistics of latents are taken over.
 MEASURED = (16, 16)
+# Frames of the bank that are encoded at once.
+ENCODED = 2048
 
 
 class Indices:
@@ -66,13 +69,28 @@ class Indices:
 def run(config: Any, workdir: str) -> None:
   """Runs the config's stages and writes `workdir/base`."""
   stages = stage_lib.several(config)
-  base = _start(config)
-  hours, bank = 0.0, None
+  timings = tracking.Timings(workdir)
+  try:
+    _train(config, stages, workdir, timings)
+  finally:
+    # Of a command that is told to go, too.
+    hours = timings.write()['total'] / 3600.0
+  if processes.is_main():
+    _record(config, workdir, hours)
+
+
+def _train(
+  config: Any,
+  stages: Sequence[stage_lib.Stage],
+  workdir: str,
+  timings: tracking.Timings,
+) -> None:
+  """The stages, one after the other; the base is kept after each."""
+  base, bank = _start(config), None
   for place, stage in enumerate(stages):
-    began = time.monotonic()
     if stage.objective == 'world' and config.bank and bank is None:
       bank = _encode_bank(base, config)
-    params, _ = train.fit(
+    params, timing = train.fit(
       stage,
       _objective(base, stage, config),
       base.params,
@@ -93,10 +111,8 @@ def run(config: Any, workdir: str) -> None:
     if stage.objective == 'autoencoder' and not config.init:
       measured = with_statistics(base.vae, sharding.fetch(params['vae']))
       base = dataclasses.replace(base, vae=measured)
-    hours += (time.monotonic() - began) / 3600.0
+    timings.add(stage.name, dataclasses.asdict(timing))
     _keep(base, base.params, config, workdir)
-  if processes.is_main():
-    _record(config, workdir, hours)
 
 
 def _identity(config: Any, stages: Sequence[stage_lib.Stage]) -> dict[str, Any]:
@@ -193,7 +209,7 @@ def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
 
   params, bank = jax.device_put(base.params['vae']), {}
   for frames, samples in config.bank:
-    began, chunk = time.monotonic(), min(samples, max(1, 2048 // frames))
+    began, chunk = time.monotonic(), min(samples, max(1, ENCODED // frames))
     parts = [
       encode(params, jnp.arange(start, start + chunk), frames)
       for start in range(0, samples - chunk + 1, chunk)
@@ -201,7 +217,9 @@ def _encode_bank(base: base_lib.Base, config: Any) -> dict[str, Any]:
     bank[str(frames)] = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     jax.block_until_ready(bank)
     seconds = time.monotonic() - began
-    print(f'bank: {samples} scenes of {frames} frames in {seconds:.0f} s')
+    # Whole chunks only, as another size would be compiled for itself.
+    kept = len(parts) * chunk
+    print(f'bank: {kept} scenes of {frames} frames in {seconds:.0f} s')
   return bank
 
 

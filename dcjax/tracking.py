@@ -81,6 +81,7 @@ def forget_previews(
 
 def _replace(path: Path, text: str) -> None:
   """Writes a file so that it appears whole or stays as it was."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix('.tmp')
   temporary.write_text(text)
   os.replace(temporary, path)

@@ -130,13 +130,17 @@ def test_latents_have_unit_scale_under_the_statistics(base):
   assert not np.allclose(std, 1.0)
 
 
-def test_a_bank_holds_the_scenes_that_are_drawn_without_one(base):
+def test_a_bank_holds_the_scenes_that_are_drawn_without_one(
+  base, capsys, monkeypatch
+):
   """Sample i of the bank is sample i rendered in its step."""
   config = tiny_config()
-  config.bank = ((5, 4),)
+  config.bank = ((5, 5),)  # and holds whole chunks, of two scenes
+  monkeypatch.setattr(pretrain, 'ENCODED', 10)
   stage = stage_lib.from_config('world', config.world.to_dict())
   loss = jax.jit(pretrain._objective(base, stage, config))
   bank = pretrain._encode_bank(base, config)
+  assert 'bank: 4 scenes of 5 frames' in capsys.readouterr().out
   params, key = base.params, jax.random.key(3)
   batch = {'5': jnp.asarray([1, 3])}
   kept, _ = loss(params, batch, bank, key)
@@ -191,7 +195,13 @@ def test_a_finished_run_is_not_trained_again(run, base, monkeypatch):
 
   monkeypatch.setattr(train, 'make_step', never)
   monkeypatch.setattr(pretrain, 'with_statistics', lambda *_: base.vae)
+  path = run[0] / 'timings.json'
+  times = json.loads(path.read_text())
+  path.write_text(json.dumps(times | {'total': 7200.0}))
   pretrain.run(tiny_config(), str(run[0]))
+  record = json.loads((run[0] / 'base' / 'training.json').read_text())
+  assert record['runs'][-1]['hours'] >= 2.0  # of both commands
+  assert json.loads(path.read_text())['world'] == times['world']
   assert load_base(run[0] / 'base').fingerprint == base.fingerprint
 
 
