@@ -17,6 +17,7 @@ if a process is missing or the port is taken.
 
 import atexit
 from collections.abc import Mapping
+import itertools
 import os
 from pathlib import Path
 import shutil
@@ -231,18 +232,25 @@ def from_main(data: bytes) -> bytes:
   return np.asarray(send(mine)).tobytes()
 
 
-def told_to_go(step: int, signalled: bool) -> bool:
+# What jax is asked with: all processes go at one count, the one after the last
+# that any of them has asked with, and at no later one. It is not the step:
+# that starts anew in each stage and leaps where a run is resumed.
+_ASKED = itertools.count(1)
+
+
+def told_to_go(signalled: bool) -> bool:
   """Whether to save and go before the next step: all processes agree on it.
 
+  All of them ask equally often, after every step of every stage.
+
   Args:
-    step: of the training.
     signalled: whether this process has got SIGTERM, where it is alone.
   """
   if alone():
     return signalled
   from jax.experimental import multihost_utils
 
-  return multihost_utils.reached_preemption_sync_point(step)
+  return multihost_utils.reached_preemption_sync_point(next(_ASKED))
 
 
 def _known(environ: Mapping[str, str]) -> bool:

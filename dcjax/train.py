@@ -188,7 +188,7 @@ class _Run:
         pending = (i, metrics)
         done = i + 1
         at = lambda every: every and (done % every == 0 or done == stage.steps)
-        stopping = processes.told_to_go(done, self.stopping)
+        stopping = processes.told_to_go(self.stopping)
         every = (loop.save_every, loop.eval_every, loop.preview_every)
         if stopping or any(map(at, every)):
           self._report(*pending)
