@@ -145,19 +145,61 @@ def test_a_batch_that_is_not_shared_out_is_one_line(small):
 
 
 def test_repeated_bases_move_the_gradient_alone(small):
-  (found,) = traffic.expected(step_on(small, data=4), 256, 3)
+  (found,) = traffic.expected(step_on(small, data=4), SMALL)
   # Rank 8 of 8 layers of attention in 3 blocks, float32, and a word.
   assert found.bytes == 4 * (3 * 8 * 8 * 256 + SMALL.text_width)
   assert (found.kind, found.count, found.axes) == ('all-reduce', 1, ('data',))
 
 
-def test_exchanges_before_and_after_attention(small):
-  found = traffic.expected(step_on(small, data=2, context=2), 256, 3)
+@pytest.mark.parametrize(
+  'context, tensor, times',
+  # Of 4 heads: where 2 devices have the same ones, k and v go to both.
+  [(2, 1, 4), (4, 1, 4), (8, 1, 6), (4, 2, 6), (2, 8, 4)],
+)
+def test_exchanges_before_and_after_attention(small, context, tensor, times):
+  step = step_on(small, data=2, context=context, tensor=tensor)
+  found = traffic.expected(step, SMALL)
   (exchange,) = [x for x in found if x.kind == 'all-to-all']
-  # Four a block in the pass, in what is computed again, and backward.
-  assert exchange.count == 4 * 3 * 3
+  # So many a block in the pass, in what is computed again, and backward.
+  assert exchange.count == times * 3 * 3
   # 5 latent frames of 16 x 16, in patches of 2 x 2.
-  assert exchange.bytes == 8 * (5 * 8 * 8 // 2) * 256 * 2
+  tokens = 5 * 8 * 8 // context
+  assert exchange.bytes == 8 * tokens * 256 * 2 // tensor
+
+
+@pytest.mark.parametrize(
+  'mesh_sizes, axes',
+  [
+    ({'data': 8}, ('data',)),
+    ({'data': 4, 'fsdp': 2}, ('data',)),
+    ({'data': 4, 'tensor': 2}, ('data',)),
+    ({'data': 4, 'context': 2}, ('data', 'context')),
+    ({'fsdp': 8}, ()),
+  ],
+  ids=str,
+)
+def test_gradients_of_split_leaves_are_summed_in_each_pass(mesh_sizes, axes):
+  """As XLA was seen to do, to the byte."""
+  c = plan.load_job(str(ROOT / 'configs/pretrain.py:tiny'))
+  for name in layout._stages(c):
+    c[name].mix = tuple((frames, 8) for frames, _ in c[name].mix)
+  with machine.programs_for('tpu'):
+    run = tasks.outline(tasks.base_of(c), c)
+    name = run.stages[0].name
+    (step,) = programs.programs(run, [name], sizes(**mesh_sizes))
+  held = sum(
+    program.shard_bytes(x, spec, step.mesh)
+    for name, x, spec in step.leaves
+    if traffic.is_trained(name) and any(spec)
+  )
+  found = [
+    x
+    for x in traffic.expected(step, run.base.dit)
+    if x.kind == 'all-reduce' and x.count == step.passes.backward
+  ]
+  assert step.passes.backward == 2
+  assert {x.axes for x in found} == ({axes} if axes else set())
+  assert sum(x.total for x in found) == (2 * held if axes else 0)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +227,7 @@ def test_every_task_has_its_steps_on_a_mesh(config, variant):
   for found in made:
     assert found.work.model > 0
     assert found.held > 0
-    said = traffic.expected(found, run.base.dit.width, run.base.dit.layers)
+    said = traffic.expected(found, run.base.dit)
     assert {x.kind for x in said} == ({'all-reduce'} if found.trains else set())
   if config in ('alchemint', 'pretrain'):
     # The objective takes what its batches are said to be; the others' are
@@ -262,7 +304,7 @@ def test_compiled_steps_say_what_was_expected(small, name, mesh_sizes):
   assert memory.arguments == pytest.approx(found.held, rel=0.2)
   said = collectives.gathered(memory.collectives)
   wire = lambda kind, rows: sum(x.wire for x in rows if x.kind == kind)
-  expected = traffic.expected(found, SMALL.width, SMALL.layers)
+  expected = traffic.expected(found, SMALL)
   # Kernels of the frozen base are gathered, at most as often as they are read.
   gathered = wire('all-gather', said)
   assert 0.5 * gathered < wire('all-gather', expected)

@@ -240,5 +240,5 @@ def said(program: Program, memory: Memory, dit: Any) -> list[Collective]:
   """The collectives of a program: those that XLA makes, else by arithmetic."""
   found = memory.collectives
   if found is None:
-    found = traffic.expected(program, dit.width, dit.layers)
+    found = traffic.expected(program, dit)
   return collectives_lib.gathered(found)

@@ -5,11 +5,13 @@ Per run of a program, for s samples of n tokens on a device at once, width d,
 and activations in bfloat16:
 
   data      every leaf that is trained, and that every device has: its gradient
-            is summed over the devices of all axes, once
+            is summed over the devices of all axes, once; that of one that is
+            split, in each pass, over those that share out samples or tokens
   fsdp      every kernel is gathered in each pass, forward, backward and, at
             the most, again, but for frozen ones that are read once a sample;
             the gradient of one that is trained is summed and shared out in each
-  context   an attention exchanges q, k, v and its result: 4 s n / c d
+  context   an attention exchanges q, k, v and its result: 4 s n / c d; where
+            the heads do not divide, k and v go to all that have the same ones
   tensor    attention and MLP each sum s n d, forward and backward
 """
 
@@ -17,7 +19,8 @@ import math
 import re
 from typing import Any
 
-from dcjax import sharding
+from dcjax import mesh, sharding
+from dcjax.models.dit_config import DiTConfig
 from dcjax.planning.collectives import Collective
 from dcjax.planning.program import Program, names, shard_bytes
 
@@ -26,21 +29,20 @@ PARAMETER = re.compile('[01]/(trainable/)?(transformer|params)/')
 _HALF = {'bfloat16': 'bf16', 'float32': 'f32', 'float16': 'f16'}
 
 
-def expected(program: Program, width: int, layers: int) -> list[Collective]:
+def expected(program: Program, dit: DiTConfig) -> list[Collective]:
   """The collectives of a run of a program.
 
   Args:
     program: on a mesh; one without `passes` is taken to need none.
-    width: d.
-    layers: of the transformer.
+    dit: the transformer.
   """
   sizes = {axis: n for axis, n in program.mesh.items() if n > 1}
   if not sizes or program.passes is None:
     return []
   found = [*_kernels(program)]
   if program.trains:
-    found += _gradients(program, tuple(sizes))
-  found += _activations(program, width, layers)
+    found += _gradients(program, tuple(sizes)) + _split_gradients(program)
+  found += _activations(program, dit)
   return found
 
 
@@ -63,6 +65,30 @@ def _gradients(program: Program, axes: tuple[str, ...]) -> list[Collective]:
   return [
     Collective('all-reduce', 'f32', (total // 4,), total, group, axes, 1, False)
   ]
+
+
+def _split_gradients(program: Program) -> list[Collective]:
+  """Of a part of a leaf, over the devices that have the same part."""
+  found = []
+  for name, x, spec in program.leaves:
+    if not is_trained(name) or not any(spec):
+      continue
+    # Over 'tensor' too there may be copies; they have all samples and tokens.
+    axes = tuple(
+      axis
+      for axis in (*mesh.ROWS, 'context')
+      if program.mesh[axis] > 1 and axis not in _axes(spec)
+    )
+    if axes:
+      part = shard_bytes(x, spec, program.mesh) // x.dtype.itemsize
+      group = math.prod(program.mesh[axis] for axis in axes)
+      count = program.passes.backward
+      found.append(
+        Collective(
+          'all-reduce', 'f32', x.shape, part * 4, group, axes, count, False
+        )
+      )
+  return found
 
 
 def _kernels(program: Program) -> list[Collective]:
@@ -99,14 +125,17 @@ def _axes(spec: Any) -> set[str]:
   return {a for entry in spec if entry for a in names(entry)}
 
 
-def _activations(program: Program, width: int, layers: int) -> list[Collective]:
+def _activations(program: Program, dit: DiTConfig) -> list[Collective]:
   """What attention exchanges and what split products sum."""
   passes, found = program.passes, []
   context, tensor = program.mesh['context'], program.mesh['tensor']
   tokens = -(-passes.tokens // context)
-  shape = (passes.samples, tokens, width)
+  shape = (passes.samples, tokens, dit.width)
   size = math.prod(shape) * 2
   if context > 1:
+    held = dit.heads // (1 if dit.heads % tensor else tensor)
+    # As many devices have the same heads, as in `attention`.
+    parts = context // math.gcd(held, context)
     found.append(
       Collective(
         'all-to-all',
@@ -115,12 +144,12 @@ def _activations(program: Program, width: int, layers: int) -> list[Collective]:
         size // tensor,
         context,
         ('context',),
-        4 * layers * passes.reads,
+        (2 + 2 * parts) * dit.layers * passes.reads,
         False,
       )
     )
   if tensor > 1:
-    count = 2 * layers * passes.reads
+    count = 2 * dit.layers * passes.reads
     axes = ('tensor',)
     found.append(
       Collective('all-reduce', 'bf16', shape, size, tensor, axes, count, False)
