@@ -27,6 +27,8 @@ from dcjax.errors import DcjaxError
 AXES = ('data', 'fsdp', 'tensor', 'context')
 # What the samples of a batch are shared out over.
 ROWS = ('data', 'fsdp')
+# Of a job that asks for no mesh; see `recipes.mesh`.
+USUAL = {'data': 0, 'fsdp': 1, 'tensor': 1, 'context': 1}
 # Whether a function is traced for the samples of one share, by `over_rows`.
 _SHARE = contextvars.ContextVar('share', default=False)
 
@@ -50,15 +52,13 @@ def make(
     raise DcjaxError(
       f'config.mesh has no axis {unknown[0]!r}; use {", ".join(AXES)}'
     )
-  wanted = [sizes.get(axis, 1) for axis in AXES]
-  known = math.prod(n for n in wanted if n)
-  if wanted.count(0) == 1 and min(wanted) == 0 and not len(devices) % known:
-    wanted = [n or len(devices) // known for n in wanted]
+  sizes = filled(sizes, len(devices))
+  wanted = [*sizes.values()]
   if min(wanted) < 1 or math.prod(wanted) != len(devices):
     raise DcjaxError(
-      f'config.mesh is {dict(zip(AXES, wanted, strict=True))}, and there are '
-      f'{len(devices)} devices; the product of the axes is their number, and '
-      'at most one axis is 0, for what is left'
+      f'config.mesh is {sizes}, and there are {len(devices)} devices; the '
+      'product of the axes is their number, and at most one axis is 0, for '
+      'what is left'
     )
   types = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(x, 'slice_index', 0) for x in devices})
@@ -68,11 +68,13 @@ def make(
       wanted, devices, allow_split_physical_axes=True
     )
     return Mesh(array, AXES, axis_types=types)
-  # Between slices of TPUs is a slow network, which only 'data' may cross.
+  # Between slices of TPUs, or machines with GPUs, is a slow network, which only
+  # 'data' may cross.
   if wanted[0] % slices:
+    what = 'slices' if devices[0].platform == 'tpu' else 'machines'
     raise DcjaxError(
       f'config.mesh.data is {wanted[0]}; expected a multiple of {slices}, the '
-      'slices of this job'
+      f'{what} of this job'
     )
   inside = (wanted[0] // slices, *wanted[1:])
   array = mesh_utils.create_hybrid_device_mesh(
@@ -81,12 +83,30 @@ def make(
   return Mesh(array, AXES, axis_types=types)
 
 
+def filled(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+  """Sizes of all axes: a single one that is 0 takes the devices that are left.
+
+  Where that is no whole number of them, it stays 0.
+
+  Args:
+    sizes: of the axes; one that is missing is 1.
+    devices: how many.
+  """
+  sizes = {axis: sizes.get(axis, 1) for axis in AXES}
+  empty = [axis for axis, n in sizes.items() if n < 1]
+  known = math.prod(n for n in sizes.values() if n > 0)
+  if len(empty) == 1 and sizes[empty[0]] == 0 and devices % known == 0:
+    sizes[empty[0]] = devices // known
+  return sizes
+
+
 def of_config(config: Any) -> Mesh | None:
   """The mesh that a job runs on: `config.mesh`, on all devices.
 
   Left alone, that is data parallelism: over all processes, or over as many
-  devices of this one as divide every batch of the job. A processor is one
-  device, unless a mesh is asked for.
+  devices of this one as divide every batch of the job; on a TPU, a half of
+  them, a quarter and so on, since XLA compiles for no others. A processor is
+  one device, unless a mesh is asked for.
 
   Args:
     config: of the job; without `mesh` it runs on one device.
@@ -98,24 +118,17 @@ def of_config(config: Any) -> Mesh | None:
   if 'mesh' not in config:
     return None
   sizes = {axis: config.mesh[axis] for axis in AXES}
+  asked = sizes != USUAL
   devices = jax.devices()
-  alone = jax.process_count() == 1
-  asked = sizes['data'] > 0 or max(sizes[axis] for axis in AXES[1:]) > 1
-  if alone and not asked and devices[0].platform == 'cpu':
-    return None
-  if alone and sizes['data'] == 0:
-    others = math.prod(sizes[axis] for axis in AXES[1:])
-    most = len(devices) // max(others, 1)
-    batch = math.gcd(*(n for _, n in _batches(config)))
-    fits = lambda n: batch % (n * sizes['fsdp']) == 0
-    sizes['data'] = max(filter(fits, range(1, most + 1)), default=1)
-  if alone:
-    devices = devices[: math.prod(sizes.values())]
+  if jax.process_count() == 1:
+    if not asked and devices[0].platform == 'cpu':
+      return None
+    sizes, devices = _of_one_process(config, sizes, devices)
   if len(devices) == 1 and not asked:
     return None
   found = make(sizes, devices)
   shares = math.prod(found.shape[axis] for axis in ROWS)
-  for name, n in _batches(config):
+  for name, n in batches(config):
     if n % shares:
       raise DcjaxError(
         f'{name} is {n}; expected a multiple of {shares}, the shares that '
@@ -125,14 +138,41 @@ def of_config(config: Any) -> Mesh | None:
   return found
 
 
-def _batches(config: Any) -> Iterator[tuple[str, int]]:
-  """(option, samples) of the steps of the job; 0 samples are of no step."""
+def _of_one_process(
+  config: Any, sizes: dict[str, int], devices: Sequence[jax.Device]
+) -> tuple[dict[str, int], Sequence[jax.Device]]:
+  """Sizes with what is left, and as many of the devices."""
+  serves = lambda n: devices[0].platform != 'tpu' or len(devices) % n == 0
+  others = math.prod(sizes[axis] for axis in AXES[1:])
+  if sizes['data'] == 0 and min(sizes[axis] for axis in AXES[1:]) > 0:
+    batch = math.gcd(*(n for _, n in batches(config)))
+    fits = lambda n: batch % (n * sizes['fsdp']) == 0 and serves(n * others)
+    most = len(devices) // others
+    sizes['data'] = max(filter(fits, range(1, most + 1)), default=1)
+  sizes = filled(sizes, len(devices))
+  if min(sizes.values()) < 1:  # `make` says what is wrong
+    return sizes, devices
+  used = math.prod(sizes.values())
+  if not serves(used):
+    raise DcjaxError(
+      f'config.mesh is {sizes}, {used} of {len(devices)} TPUs; expected a '
+      'divisor of their number'
+    )
+  return sizes, devices[:used]
+
+
+def batches(config: Any) -> Iterator[tuple[str, int]]:
+  """(option, samples) of each loss of the steps of a job."""
   for key, part in config.items():
-    if hasattr(part, 'items'):
-      if 'optimizer' in part:
-        yield f'config.{key}.batch', part.get('batch', 0)
-      for _, n in part.get('mix', ()):
-        yield f'config.{key}.mix', n
+    if not hasattr(part, 'items') or 'optimizer' not in part:
+      continue
+    if key not in config.get('stages', (key,)):
+      continue
+    mix = part.get('mix', ())
+    for _, n in mix:
+      yield f'config.{key}.mix', n
+    if not mix:
+      yield f'config.{key}.batch', part.get('batch', 0)
 
 
 def size(*axes: str) -> int:

@@ -13,9 +13,9 @@ from dcjax import machine, mesh, recipes, tree
 from dcjax.errors import DcjaxError
 from dcjax.models.dit_config import DiTConfig
 from dcjax.planning import (
+  advice,
   collectives,
   forecast,
-  layout,
   program,
   programs,
   step_time,
@@ -181,7 +181,7 @@ def test_exchanges_before_and_after_attention(small, context, tensor, times):
 def test_gradients_of_split_leaves_are_summed_in_each_pass(mesh_sizes, axes):
   """As XLA was seen to do, to the byte."""
   c = plan.load_job(str(ROOT / 'configs/pretrain.py:tiny'))
-  for name in layout._stages(c):
+  for name in advice._stages(c):
     c[name].mix = tuple((frames, 8) for frames, _ in c[name].mix)
   with machine.programs_for('tpu'):
     run = tasks.outline(tasks.base_of(c), c)
@@ -213,7 +213,7 @@ def test_gradients_of_split_leaves_are_summed_in_each_pass(mesh_sizes, axes):
 )
 def test_every_task_has_its_steps_on_a_mesh(config, variant):
   c = plan.load_job(str(ROOT / f'configs/{config}.py:{variant}'))
-  for name in layout._stages(c):
+  for name in advice._stages(c):
     c[name].update(
       {'mix': tuple((f, 2) for f, _ in c[name].mix)}
       if 'mix' in c[name]

@@ -86,7 +86,11 @@ def test_only_samples_are_shared_out_over_slices():
   found = mesh.make({'data': 4, 'tensor': 2}, chips)
   slices = np.vectorize(lambda x: x.slice_index)(found.devices)
   assert slices.squeeze().tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
-  with pytest.raises(DcjaxError, match='data is 1; expected a multiple of 2'):
+  line = 'data is 1; expected a multiple of 2, the '
+  with pytest.raises(DcjaxError, match=f'{line}slices'):
+    mesh.make({'fsdp': 8}, chips)
+  chips = [dataclasses.replace(x, platform='gpu') for x in chips]
+  with pytest.raises(DcjaxError, match=f'{line}machines'):
     mesh.make({'fsdp': 8}, chips)
 
 
@@ -102,6 +106,43 @@ def test_a_processor_is_one_device_unless_a_mesh_is_asked_for():
   assert mesh.of_config(ConfigDict()) is None
   assert mesh.of_config(job(context=2)).devices.shape == (4, 1, 1, 2)
   assert mesh.of_config(job(data=4)).devices.shape == (4, 1, 1, 1)
+  assert mesh.of_config(job(data=1, fsdp=0)).devices.shape == (1, 8, 1, 1)
+  assert mesh.of_config(job(data=4, context=0)).devices.shape == (4, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+  'wrong', [dict(fsdp=0), dict(fsdp=-1), dict(data=-1), dict(data=3, fsdp=0)]
+)
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_a_mesh_of_a_job_that_is_none_is_one_line(monkeypatch, platform, wrong):
+  chips = [Accelerator(platform)] * 8
+  monkeypatch.setattr(mesh.jax, 'devices', lambda: chips)
+  with pytest.raises(DcjaxError, match=r'8 devices; .* at most one axis is 0'):
+    mesh.of_config(job(**wrong))
+
+
+def test_only_batches_of_stages_that_run_are_to_be_shared_out():
+  c = job(8, data=8)
+  c.other = ConfigDict(dict(batch=7, optimizer={}))
+  with pytest.raises(DcjaxError, match=r'other\.batch is 7; expected a multi'):
+    mesh.of_config(c)
+  c.stages = ('stage',)
+  assert mesh.of_config(c).devices.shape == (8, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+  'count, batch, data', [(4, 6, 2), (4, 3, 1), (8, 7, 1), (8, 12, 4), (8, 8, 8)]
+)
+def test_of_a_tpu_all_chips_are_used_or_a_half_of_them(
+  monkeypatch, count, batch, data
+):
+  chips = [Accelerator('tpu')] * count
+  monkeypatch.setattr(mesh.jax, 'devices', lambda: chips)
+  monkeypatch.setattr(mesh, 'make', made)
+  found = mesh.of_config(job(batch))
+  assert (found.shape['data'] if found else 1) == data
+  with pytest.raises(DcjaxError, match=rf'3 of {count} TPUs; expected a div'):
+    mesh.of_config(job(3, data=3))
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,8 @@ def of_job(config: ConfigDict, topology: Topology) -> Layout:
   Raises:
     DcjaxError: it is not one of as many devices.
   """
-  sizes = {axis: config.mesh[axis] for axis in mesh.AXES}
-  known = math.prod(n for n in sizes.values() if n)
   chips = topology.chips
-  empty = [axis for axis, n in sizes.items() if n == 0]
-  if len(empty) == 1 and known > 0 and chips % known == 0:
-    sizes[empty[0]] = chips // known
+  sizes = mesh.filled(config.mesh, chips)
   if min(sizes.values()) < 1 or math.prod(sizes.values()) != chips:
     raise DcjaxError(
       f'config.mesh is {sizes}, and {topology.name} has {chips} chips; the '
@@ -59,7 +55,7 @@ def of_job(config: ConfigDict, topology: Topology) -> Layout:
 
 def is_asked(config: ConfigDict) -> bool:
   """Whether a job asks for a mesh that is not the usual one."""
-  return any(config.mesh[a] != (0 if a == 'data' else 1) for a in mesh.AXES)
+  return any(config.mesh[axis] != n for axis, n in mesh.USUAL.items())
 
 
 def choose(
@@ -130,28 +126,14 @@ def _divisors(n: int) -> list[int]:
   return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def _stages(config: ConfigDict) -> list[str]:
-  """Keys of the parts of a config that are stages of training."""
-  return [
-    key
-    for key, part in config.items()
-    if isinstance(part, ConfigDict) and 'accumulate' in part
-  ]
-
-
-def _samples(stage: ConfigDict) -> list[int]:
-  """Samples of each loss of a step."""
-  return [n for _, n in stage.get('mix', ())] or [stage.batch]
-
-
 def _batches(config: ConfigDict) -> str:
-  sizes = sorted({n for x in _stages(config) for n in _samples(config[x])})
+  sizes = sorted({n for _, n in mesh.batches(config)})
   return ' and '.join(str(n) for n in sizes)
 
 
 def _shared_out(config: ConfigDict, rows: int) -> bool:
   """Whether every batch can be shared out over so many rows."""
-  return not any(n % rows for x in _stages(config) for n in _samples(config[x]))
+  return not any(n % rows for _, n in mesh.batches(config))
 
 
 def with_options(config: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
