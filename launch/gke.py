@@ -246,6 +246,9 @@ def parse(argv: Sequence[str]) -> Job:
   if command:
     values['command'] = command
   if 'env' in values:
+    for pair in values['env']:
+      if '=' not in pair:
+        raise DcjaxError(f'--env is {pair!r}; expected NAME=TEXT')
     values['env'] = dict(x.partition('=')[::2] for x in values['env'])
   file = values.pop('job', None)
   if file:

@@ -36,6 +36,8 @@ OWN_ENV = (
   'JOB_COMPLETION_INDEX',
 )
 
+# Of a label of DNS, such as the host of a pod.
+NAME_LENGTH = 63
 # A label of DNS that begins with a letter, as the name of a Service must.
 _LABEL = r'[a-z]([-a-z0-9]{0,61}[a-z0-9])?'
 _SUBDOMAIN = r'[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?'
@@ -204,6 +206,21 @@ def topology_problem(accelerator: str, topology: str) -> str | None:
   )
 
 
+def longest_pod(name: str, job: str, replicas: int, pods: int) -> str:
+  """The name of a pod, to which Kubernetes adds five letters or digits.
+
+  JobSet refuses what has more than `NAME_LENGTH` characters with them
+  (`ValidateCreate` of pkg/webhooks/jobset_webhook.go).
+
+  Args:
+    name: of the JobSet.
+    job: of its replicated job.
+    replicas: of that job.
+    pods: of each.
+  """
+  return f'{name}-{job}-{replicas - 1}-{pods - 1}-abcde'
+
+
 def _check_chips(job: Job) -> None:
   if job.accelerator not in ACCELERATORS:
     raise DcjaxError(
@@ -238,8 +255,8 @@ def _check_names(job: Job) -> None:
   ):
     if not re.fullmatch(form, getattr(job, key), re.ASCII):
       raise DcjaxError(f'{key} is {getattr(job, key)!r}; expected {wanted}')
-  # Kubernetes puts numbers behind it and has 63 characters for all of that.
-  longest = 63 - len(f'-slice-{job.slices - 1}-{job.vms - 1}')
+  pod = longest_pod(job.name, 'slice', job.slices, job.vms)
+  longest = NAME_LENGTH - (len(pod) - len(job.name))
   if len(job.name) > longest:
     raise DcjaxError(
       f'name has {len(job.name)} characters; expected at most {longest}, since '

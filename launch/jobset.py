@@ -16,7 +16,13 @@ import sys
 from typing import Any
 
 from dcjax.errors import DcjaxError
-from launch.job import ACCELERATORS, chips, topology_problem
+from launch.job import (
+  ACCELERATORS,
+  NAME_LENGTH,
+  chips,
+  longest_pod,
+  topology_problem,
+)
 
 SCHEMA = Path(__file__).with_name('jobset.schema.json')
 
@@ -69,7 +75,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield 'two replicatedJobs have one name'
   for job in jobs:
     yield from _job(job)
-    yield from _hostnames(manifest['metadata']['name'], job)
+    yield from _pod_names(manifest['metadata']['name'], job)
     yield from _pod(job['template']['spec'])
     yield from _processes(manifest, job)
     yield from _placement(manifest['metadata'], job)
@@ -88,14 +94,13 @@ def _labels(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield f'{kind} have a key {key!r} that Kubernetes does not take'
 
 
-def _hostnames(name: str, job: Mapping[str, Any]) -> Iterator[str]:
-  """A pod's host is NAME-JOB-REPLICA-INDEX, in 63 characters."""
+def _pod_names(name: str, job: Mapping[str, Any]) -> Iterator[str]:
   if not re.fullmatch(_NAME, job['name']):
     yield f'replicated job {job["name"]!r} is no name of Kubernetes'
-  last = job['template']['spec'].get('completions', 1) - 1
-  host = f'{name}-{job["name"]}-{job.get("replicas", 1) - 1}-{last}'
-  if len(host) > 63:
-    yield f'the host {host} has {len(host)} characters; at most 63 can be had'
+  pods = job['template']['spec'].get('completions', 1)
+  pod = longest_pod(name, job['name'], job.get('replicas', 1), pods)
+  if len(pod) > NAME_LENGTH:
+    yield f'the pod {pod} has {len(pod)} characters; at most {NAME_LENGTH}'
 
 
 def _job(job: Mapping[str, Any]) -> Iterator[str]:
@@ -221,6 +226,9 @@ def main(argv: Sequence[str]) -> int:
   """Validates files; the exit code."""
   import yaml
 
+  if not argv:
+    print('error: give the file of a JobSet, such as job.yaml', file=sys.stderr)
+    return 2
   for path in argv:
     try:
       manifest = yaml.safe_load(Path(path).read_text())

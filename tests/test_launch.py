@@ -64,7 +64,7 @@ def job(**values):
     (dict(name='Cat'), r"name is 'Cat'; expected a letter, then small"),
     (dict(name='1cat'), r"name is '1cat'"),
     (dict(name='cat-'), r"name is 'cat-'"),
-    (dict(name='c' * 54), r'name has 54 characters; expected at most 52'),
+    (dict(name='c' * 47), r'name has 47 characters; expected at most 46'),
     (dict(bucket='gs://a'), r"bucket is 'gs://a'; .*without gs://"),
     (dict(image='a b'), r"image is 'a b'; expected REGISTRY/NAME:TAG"),
     (dict(queue='my queue'), r"queue is 'my queue'"),
@@ -84,6 +84,15 @@ def test_what_no_cluster_would_run_is_one_line(values, line):
   with pytest.raises(DcjaxError, match=line) as error:
     job(**values)
   assert '\n' not in str(error.value)
+
+
+def test_a_name_may_have_what_jobset_leaves_it():
+  """Of 63 characters: those of -slice-1-15 and a random end."""
+  made = gke.manifest(job(name='c' * 46))
+  jobset.validate(made)
+  made['metadata']['name'] += 'c'
+  with pytest.raises(DcjaxError, match='has 64 characters; at most 63'):
+    jobset.check(made)
 
 
 def test_options_alone_are_those_of_the_main_program():
@@ -224,7 +233,11 @@ CONTAINER = f'{POD}/containers/0'
     (JOB, edit(f'{CONTAINER}/command', 'python'), r'not of type .array.'),
     (JOB, edit(f'{CONTAINER}/image', None), r"'image' is a required"),
     (JOB, edit('metadata/name', 'Cat'), r"metadata\.name is 'Cat'"),
-    (JOB, edit('metadata/name', 'c' * 60), r'the host c+-slice-1-15 has 71'),
+    (
+      JOB,
+      edit('metadata/name', 'c' * 60),
+      r'the pod c+-slice-1-15-\S+ has 77',
+    ),
     (JOB, edit('metadata/labels/a', 'x' * 64), r'label a is .*at most 63'),
     (JOB, edit('metadata/labels/a b', 'x'), r"labels have a key 'a b'"),
     (JOB, edit('metadata/annotations', {}), r'pods of one slice may land on'),
@@ -326,6 +339,11 @@ def test_the_command_line_prints_what_the_description_says(tmp_path):
     assert jobset.main([str(path)]) == 2
 
 
+def test_no_manifest_is_one_line(capsys):
+  assert jobset.main([]) == 2
+  assert capsys.readouterr().err.startswith('error: give the file of a JobSet')
+
+
 def test_options_change_a_description():
   path = str(ROOT / 'launch/example.py')
   described = gke.read(path)
@@ -344,6 +362,7 @@ def test_options_change_a_description():
       r'give --accelerator, --topology, --image, --bucket, -- COM',
     ),
     (['--nome=a'], r'--nome=a is not an option; use --name, --accelerator'),
+    (['--env=FOO'], r"--env is 'FOO'; expected NAME=TEXT"),
     (['--slices=two'], r"invalid int value: 'two'"),
     (['--job=none.py'], r'none\.py does not exist'),
     (['--job=configs/plan.py'], r'configs/plan\.py defines no JOB'),
