@@ -216,6 +216,22 @@ def test_samples_make_room_for_tokens(data):
   assert layout.of_job(asked, topology.find('h200:8')).sizes['data'] == 1
 
 
+@pytest.mark.parametrize('name', ['h200:16', 'v5e:2x4*2'])
+def test_no_advice_goes_between_slices_or_machines(name):
+  c, chips = recipes.personalize('paper'), topology.find(name)
+  c.mesh.data = 16
+  laid = layout.of_job(c, chips).sizes
+
+  def peak(config, names):
+    assert layout.of_job(config, chips).sizes['data'] % 2 == 0
+    return 100
+
+  found = advice.find(
+    c, (81, 480, 832), ['sequence'], peak, 50, laid, chips.units
+  )
+  assert found.options['mesh.data'] == 2
+
+
 # ---- the command -------------------------------------------------------------
 
 

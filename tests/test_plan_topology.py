@@ -18,19 +18,20 @@ def sizes(**changes):
 
 
 @pytest.mark.parametrize(
-  'name, chips, slices, joined',
+  'name, chips, slices, joined, units',
   [
-    ('h100', 1, 1, 8),
-    ('h200:8', 8, 1, 8),
-    ('h100:16', 16, 1, 8),
-    ('v5e:4x8', 32, 1, 32),
-    ('v5p:4x4x4', 64, 1, 64),
-    ('v5p:8x8x16', 1024, 1, 1024),
-    ('v6e:16x16*4', 1024, 4, 256),
+    ('h100', 1, 1, 8, 1),
+    ('h200:8', 8, 1, 8, 1),
+    ('h100:16', 16, 1, 8, 2),
+    ('v5e:4x8', 32, 1, 32, 1),
+    ('v5p:4x4x4', 64, 1, 64, 1),
+    ('v5p:8x8x16', 1024, 1, 1024, 1),
+    ('v6e:16x16*4', 1024, 4, 256, 4),
   ],
 )
-def test_topologies(name, chips, slices, joined):
+def test_topologies(name, chips, slices, joined, units):
   found = topology.find(name)
+  assert found.units == units
   assert (found.chips, found.slices, found.joined) == (chips, slices, joined)
   assert found.device.name == name.partition(':')[0]
 
@@ -112,6 +113,24 @@ def test_tokens_are_split_where_samples_are_too_few():
 def test_only_samples_go_between_machines():
   found = chosen('h100:16', lambda s: 400.0 / s['fsdp'], job(batch=64))
   assert found.sizes == sizes(data=2, fsdp=8)
+  # Of 24 chips in 3 machines, 12 heads would have 3 share out tokens.
+  with pytest.raises(DcjaxError, match='of 8 cannot.* a multiple of 6 samples'):
+    chosen('h200:24', lambda _: 1.0, heads=12)
+  found = chosen('h200:24', lambda _: 1.0, job(batch=6), heads=12)
+  assert found.sizes == sizes(data=6, context=4)
+
+
+@pytest.mark.parametrize(
+  'name, asked, line',
+  [
+    ('v5e:2x2*2', {'mesh.fsdp': 8}, 'a multiple of 2, the slices of v5e'),
+    ('h200:16', {'mesh.fsdp': 16}, 'a multiple of 2, the machines of h200:16'),
+    ('h200:24', {'mesh.context': 3}, 'data is 8; expected a multiple of 3'),
+  ],
+)
+def test_nor_does_a_mesh_that_is_asked_for(name, asked, line):
+  with pytest.raises(DcjaxError, match=line):
+    layout.of_job(job(**asked), topology.find(name))
 
 
 def test_batches_for_too_many_chips_are_one_line():

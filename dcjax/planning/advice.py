@@ -38,6 +38,16 @@ class Advice:
   fits: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What a lever knows of a run beside its config, as of `find`."""
+
+  format: tuple[int, int, int]
+  large: Sequence[str]
+  sizes: Mapping[str, int]
+  units: int
+
+
 def find(
   config: ConfigDict,
   format: tuple[int, int, int],
@@ -45,6 +55,7 @@ def find(
   peak: Callable[[ConfigDict, Sequence[str]], int],
   usable: int,
   sizes: Mapping[str, int] | None = None,
+  units: int = 1,
 ) -> Advice:
   """Settings with which the large programs fit.
 
@@ -55,9 +66,10 @@ def find(
     peak: the bytes of the largest of these programs for a config.
     usable: bytes of the device.
     sizes: of the job's mesh; one device by default.
+    units: of which its axis 'data' is to be a multiple.
   """
   changed: Changes = {}
-  sizes = sizes or {}
+  run = _Run(format, large, sizes or {}, units)
 
   def bytes_with(options):
     return peak(_with(config, options), large)
@@ -65,7 +77,7 @@ def find(
   most, fits = bytes_with(changed), False
   for lever in LEVERS:
     while not fits:
-      step = lever(_with(config, changed), format, large, sizes)
+      step = lever(_with(config, changed), run)
       if not step:
         break
       changed |= step
@@ -88,44 +100,41 @@ def _with(config: ConfigDict, options: Changes) -> ConfigDict:
   return copy
 
 
-def _accumulate(config, format, large, sizes) -> Changes:
+def _accumulate(config, run) -> Changes:
   """Twice as many microbatches: costs nothing."""
-  del format
-  shares = math.prod(sizes.get(axis, 1) for axis in mesh.ROWS)
+  shares = math.prod(run.sizes.get(axis, 1) for axis in mesh.ROWS)
   return {
     f'{name}.accumulate': shares * _next_divisor(own, parts)
     for name in _stages(config)
     for own in [_samples(config[name]) // shares]
     for parts in [-(-config[name].accumulate // shares)]
-    if name in large and parts < own
+    if name in run.large and parts < own
   }
 
 
-def _split(config, format, large, sizes) -> Changes:
+def _split(config, run) -> Changes:
   """Kernels over twice as many chips: they are gathered when they are used."""
-  del format, large
-  return _moved(config, sizes, 'data', 'fsdp')
+  return _moved(config, run, 'data', 'fsdp')
 
 
-def _tokens(config, format, large, sizes) -> Changes:
+def _tokens(config, run) -> Changes:
   """Tokens over twice as many chips, which exchange them in every block."""
-  del format
-  if not {*_stages(config), 'sample'} & set(large):
+  if not {*_stages(config), 'sample'} & set(run.large):
     return {}
-  return _moved(config, sizes, 'data', 'context') or _moved(
-    config, sizes, 'fsdp', 'context'
+  return _moved(config, run, 'data', 'context') or _moved(
+    config, run, 'fsdp', 'context'
   )
 
 
-def _moved(config, sizes, source: str, target: str) -> Changes:
+def _moved(config, run, source: str, target: str) -> Changes:
   """Half of the chips along one axis go to another."""
-  chips = math.prod(sizes.values())
-  asked = {axis: config.mesh[axis] for axis in mesh.AXES}
-  rest = chips // math.prod(n for n in asked.values() if n)
-  now = {axis: n or rest for axis, n in asked.items()}
+  chips = math.prod(run.sizes.values())
+  now = mesh.filled(config.mesh, chips)
   if chips == 1 or now[source] % 2:
     return {}
   now |= {source: now[source] // 2, target: now[target] * 2}
+  if now['data'] % run.units:
+    return {}
   return {f'mesh.{axis}': n for axis, n in now.items()}
 
 
@@ -147,50 +156,50 @@ def _next_divisor(batch: int, accumulate: int) -> int:
   return next(n for n in range(accumulate + 1, batch + 1) if batch % n == 0)
 
 
-def _remat(config, format, large, sizes) -> Changes:
+def _remat(config, run) -> Changes:
   """Computes more of a block again: up to a third more time."""
-  del format
   # 'dots' keeps more than 'products' and computes more.
   order = [name for name in REMAT_POLICIES if name != 'dots']
   usual = 'products' if config.remat == 'dots' else config.remat
-  if not set(large) & set(_stages(config)) or usual not in order[:-1]:
+  if not set(run.large) & set(_stages(config)) or usual not in order[:-1]:
     return {}
   return {'remat': order[order.index(usual) + 1]}
 
 
-def _dtype(config, format, large, sizes) -> Changes:
+def _dtype(config, run) -> Changes:
   """Half of the base's bytes."""
-  del format, large, sizes
+  del run
   if 'base_dtype' not in config or config.base_dtype == 'bfloat16':
     return {}
   return {'base_dtype': 'bfloat16'}
 
 
-def _rank(config, format, large, sizes) -> Changes:
+def _rank(config, run) -> Changes:
   """A smaller LoRA, its gradients and its optimizer state."""
-  del format, large, sizes
+  del run
   if 'lora' not in config or not config.lora.rank:
     return {}
   rank = config.lora.rank // 2
   return {'lora.rank': rank} if rank >= RANK else {}
 
 
-def _frames(config, format, large, sizes) -> Changes:
+def _frames(config, run) -> Changes:
   """A shorter clip; a large one is encoded and decoded in chunks anyway."""
-  del sizes
-  if not set(large) & {*_stages(config), 'sample'}:
+  if not set(run.large) & {*_stages(config), 'sample'}:
     return {}
-  frames = config.format.frames or format[0]
+  frames = config.format.frames or run.format[0]
   shorter = frames * 3 // 4 // 4 * 4 + 1
   return {'format.frames': shorter} if FRAMES <= shorter < frames else {}
 
 
-def _size(config, format, large, sizes) -> Changes:
+def _size(config, run) -> Changes:
   """A smaller picture."""
-  del sizes
-  if not set(large) - {'encode text'}:
+  if not set(run.large) - {'encode text'}:
     return {}
-  sides = (config.format.height or format[1], config.format.width or format[2])
+  sides = (
+    config.format.height or run.format[1],
+    config.format.width or run.format[2],
+  )
   smaller = [side * 4 // 5 // 16 * 16 for side in sides]
   if min(smaller) < SIDE:
     return {}

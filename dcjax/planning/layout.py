@@ -41,7 +41,8 @@ def of_job(config: ConfigDict, topology: Topology) -> Layout:
   """The mesh that the job itself asks for.
 
   Raises:
-    DcjaxError: it is not one of as many devices.
+    DcjaxError: it is not one of as many devices, or goes beyond a slice or a
+      machine with more than 'data'.
   """
   chips = topology.chips
   sizes = mesh.filled(config.mesh, chips)
@@ -49,6 +50,12 @@ def of_job(config: ConfigDict, topology: Topology) -> Layout:
     raise DcjaxError(
       f'config.mesh is {sizes}, and {topology.name} has {chips} chips; the '
       'product of the axes is their number, and at most one axis is 0'
+    )
+  if sizes['data'] % topology.units:
+    what = 'slices' if topology.slices > 1 else 'machines'
+    raise DcjaxError(
+      f'config.mesh.data is {sizes["data"]}; expected a multiple of '
+      f'{topology.units}, the {what} of {topology.name}'
     )
   return Layout(sizes, {}, 'as the job says' if chips > 1 else '')
 
@@ -85,7 +92,7 @@ def choose(
       reason = f'batches of {_batches(config)} are too few for {chips} chips'
     for fsdp in _divisors(rows):
       # Only 'data' goes beyond a slice or a machine's fast links.
-      if rows // fsdp % topology.slices or context * fsdp > topology.joined:
+      if rows // fsdp % topology.units:
         continue
       sizes = ALONE | {'data': rows // fsdp, 'fsdp': fsdp, 'context': context}
       options = {
@@ -100,8 +107,8 @@ def choose(
       tried[-1] = (most, dataclasses.replace(tried[-1][1], why=reason_now))
     reason = reason or f'one sample does not fit: {tried[-1][1].why}'
   if not tried:
-    fits = [k for k in _divisors(chips) if heads % k == 0]
-    most = max(k for k in fits if k <= topology.joined)
+    fits = lambda k: heads % k == 0 and chips // k % topology.units == 0
+    most = max(filter(fits, _divisors(chips)))
     raise DcjaxError(
       f'batches of {_batches(config)} cannot be shared out among the {chips} '
       f'chips of {topology.name}; use a multiple of '

@@ -261,4 +261,5 @@ def _advice(
 
   size = found['format']
   format = (size['frames'], size['height'], size['width'])
-  return advice.find(config, format, large, peak, usable, laid.sizes)
+  units = forecaster.topology.units
+  return advice.find(config, format, large, peak, usable, laid.sizes, units)

@@ -56,6 +56,11 @@ class Topology:
     return self.device.joined or self.chips // self.slices
 
   @property
+  def units(self) -> int:
+    """Slices or machines, between which only 'data' may go: see `mesh.make`."""
+    return max(1, self.chips // self.joined)
+
+  @property
   def title(self) -> str:
     if self.chips == 1:
       return self.device.title
