@@ -69,9 +69,17 @@ def test_forward_agrees_with_xla(dit):
   )
 
 
-@pytest.mark.parametrize('remat', ['none', 'products', 'attention', 'full'])
-def test_step_agrees_with_xla(remat):
+@pytest.mark.parametrize(
+  'remat, train',
+  [
+    *[(x, recipes.SEQUENCE) for x in ('none', 'products', 'attention', 'full')],
+    ('none', 'blocks/self_attn/.*/kernel$'),
+    ('none', 'blocks/.*/kernel$'),
+  ],
+)
+def test_step_agrees_with_xla(remat, train):
   c = recipes.personalize('paper')['sequence']
+  c.train = train
   c.update(dict(batch=2, prior=0.0, dropout=0.0))
   stage = stage_lib.from_config('sequence', c.to_dict())
   # Two layers, unrolled by hand: the first one's input needs a gradient too.
@@ -108,6 +116,21 @@ def test_step_agrees_with_xla(remat):
   # The loop's body, forward and backward, is counted once.
   once = flops.step(dit, stage, tree_of, LATENTS, LENGTH, remat=remat)
   assert 2 * found == pytest.approx(once.executed, rel=0.06)
+
+
+@pytest.mark.parametrize('dit', [WAN, PAPER], ids=['wan', 'paper'])
+def test_all_kernels_cost_another_forward_pass(dit):
+  def model(train):
+    stage = stage_lib.from_config('all', dict(base, train=train))
+    return flops.step(
+      dit, stage, {'transformer': tree_of}, LATENTS, LENGTH
+    ).model
+
+  base = dict(recipes.personalize('paper')['sequence'].to_dict(), batch=2)
+  tree_of = params(dit)
+  found = model('^transformer/') - model('bias$')
+  once = flops.forward(dit, LATENTS, LENGTH).times(2)
+  assert found == pytest.approx(once.linear, rel=1e-6)
 
 
 def test_window_leaves_the_pairs_that_a_loop_counts():

@@ -13,7 +13,7 @@ the features. `pairs` is n^2, or what a window leaves of it. A backward pass
 through frozen layers has the product with their kernels but not the one that
 makes their gradient:
 
-  (4)  backward   linear x 1 (trained: x 2) + attention x 2 + LoRA
+  (4)  backward   linear x 1 (of a trained kernel: x 2) + attention x 2 + LoRA
 
 References and words put m more tokens into the stream, to be multiplied and
 attended to as n + m tokens are; timed captions of e tokens add to each block
@@ -127,9 +127,21 @@ def lora(
   n, total = tokens(dit, latents), 0.0
   for name, leaf in tree.flatten(params).items():
     if re.search(r'lora/(a1|b1)$', name):
-      text = re.search(r'cross_attn/[kv]/', name)
-      total += 2.0 * (text_length if text else n) * math.prod(leaf.shape)
+      total += 2.0 * _rows(name, n, text_length) * math.prod(leaf.shape)
   return total
+
+
+def _rows(
+  name: str, n: int, text_length: int, beside: int = 0, timed: int = 0
+) -> int:
+  """Rows of a sample that a kernel multiplies; n counts those beside."""
+  if re.search(r'cross_attn/[kv]/|text_(in|out)/', name):
+    return text_length
+  if re.search(r'timed_attn/[kv]/', name):
+    return timed
+  if re.search(r'modulation/|time_(in|out)/', name):
+    return 1
+  return n - beside if 'timed_attn/' in name else n
 
 
 def step(
@@ -161,20 +173,24 @@ def step(
   once = forward(dit, latents, text_length, beside=beside, timed=timed)
   once = once.times(samples)
   side = lora(params['transformer'], latents, text_length, dit) * samples
-  kernels = [
-    name
+  n, leaves = tokens(dit, latents) + beside, tree.flatten(params)
+  # Those of `forward`: the words of references are few.
+  kernels = sum(
+    2.0
+    * _rows(name, n, text_length, beside, timed)
+    * math.prod(leaves[name].shape)
     for name in tree.match(params, stage.train)
-    if name.endswith('/kernel') and name.startswith('transformer/')
-  ]
+    if re.match(r'transformer/(?!reference/).*/kernel$', name)
+  )
   # The estimate of self-conditioning is a forward pass without gradient.
   passes = 2 if dit.self_cond else 1
-  backward = once.linear * (2 if kernels else 1) + 2 * once.attention
+  backward = once.linear + samples * kernels + 2 * once.attention
   model = passes * (once.total + side) + backward + 2 * side
   # Nothing reads again what `down` makes, which leaves the block; nor, where
   # the stream is kept, what the two `o` make.
-  d, n = dit.width, (tokens(dit, latents) + beside) * samples
-  down = 2.0 * dit.layers * n * d * dit.mlp_width
-  outs = 4.0 * dit.layers * n * d * d
+  d = dit.width
+  down = 2.0 * dit.layers * samples * n * d * dit.mlp_width
+  outs = 4.0 * dit.layers * samples * n * d * d
   again = {
     'none': 0.0,
     'products': 0.0,
