@@ -1,10 +1,12 @@
 """Which chips can be planned for, and the mesh that a job gets on them."""
 
+import types
+
 import pytest
 
 from dcjax import mesh, recipes
 from dcjax.errors import DcjaxError
-from dcjax.planning import layout, topology
+from dcjax.planning import devices, layout, topology
 
 ALONE = dict.fromkeys(mesh.AXES, 1)
 GB = 1e9
@@ -54,6 +56,43 @@ def test_a_topology_that_is_none_is_one_line(name, line):
   with pytest.raises(DcjaxError, match=line) as error:
     topology.find(name)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'kind, name',
+  [
+    ('TPU v6 lite', 'v6e'),
+    ('TPU v6e', 'v6e'),
+    ('TPU v5 lite', 'v5e'),
+    ('TPU v5', 'v5p'),
+    ('TPU v5p', 'v5p'),
+    ('NVIDIA A100-SXM4-80GB', 'a100-80'),
+    ('NVIDIA H200', 'h200'),
+    ('NVIDIA GeForce RTX 4090', 'rtx4090'),
+    ('TPU v4', None),
+    ('NVIDIA L4', None),
+  ],
+)
+def test_an_accelerator_that_is_here_has_the_rates_of_its_kind(
+  monkeypatch, kind, name
+):
+  here = types.SimpleNamespace(
+    platform='tpu' if 'TPU' in kind else 'gpu',
+    device_kind=kind,
+    memory_stats=lambda: {'bytes_limit': 92},
+  )
+  monkeypatch.setattr(devices.jax, 'default_backend', lambda: here.platform)
+  monkeypatch.setattr(devices.jax, 'devices', lambda: [here])
+  found = devices.find('local')
+  assert (found.memory, found.usable) == (100, 92)
+  if name is None:
+    assert found.title.startswith(f'{kind}, which is unknown: at the rates of')
+  else:
+    assert (found.peak, found.link, found.title) == (
+      devices.DEVICES[name].peak,
+      devices.DEVICES[name].link,
+      kind,
+    )
 
 
 # ---- meshes ------------------------------------------------------------------

@@ -80,6 +80,13 @@ DEVICES = {
   for name, platform, memory, *rest in _TABLE
 }
 LOCAL = ('local', 'cpu')
+# Parts of the kinds that jax knows, 'TPU v6 lite' or 'NVIDIA A100-SXM4-80GB'.
+# The first that is found counts.
+_KINDS = {name.partition('-')[0]: name for name in DEVICES} | {
+  'v6lite': 'v6e',
+  'v5lite': 'v5e',
+  'v5': 'v5p',
+}
 
 
 def find(name: str) -> Device:
@@ -111,12 +118,11 @@ def _accelerator() -> Device:
   here = jax.devices()[0]
   limit = (here.memory_stats() or {}).get('bytes_limit')
   kind = here.device_kind.lower().replace(' ', '')
-  like = next(
-    (d for d in DEVICES.values() if d.name.partition('-')[0] in kind),
-    DEVICES['h100' if here.platform == 'gpu' else 'v5e'],
-  )
+  name = next((name for part, name in _KINDS.items() if part in kind), None)
+  like = DEVICES[name or ('h100' if here.platform == 'gpu' else 'v5e')]
+  title = here.device_kind
+  if name is None:
+    title += f', which is unknown: at the rates of {like.title}'
   # What the runtime gives is all usable.
   memory = int(limit / 0.92) if limit else like.memory
-  return dataclasses.replace(
-    like, name='local', memory=memory, title=here.device_kind
-  )
+  return dataclasses.replace(like, name='local', memory=memory, title=title)
