@@ -2,8 +2,9 @@
 
 A rule is a pair of a regular expression, searched for in the name of a leaf,
 and axes of the mesh, one for each of the last dimensions of the leaf: so the
-leading axis of scanned layers needs no mention, and an optimizer's moments lie
-as their parameters do. The first rule that matches counts; what no rule
+leading axis of scanned layers needs no mention. Names begin with the part of
+the base, also where a state has something before it: so an optimizer's moments
+lie as their parameters do. The first rule that matches counts; what no rule
 matches, every device has. So does an axis that does not divide its dimension.
 """
 
@@ -34,6 +35,8 @@ RULES: tuple[Rule, ...] = (
   (r'(transformer|text_encoder)/.*(kernel|embedding)$', ('fsdp', None)),
 )
 MOST_RULES = 10
+# Where the name of a parameter begins in that of a leaf of a state.
+_PART = re.compile(r'(?:^|/)(?=(?:transformer|text_encoder|vae|tokens)/)')
 
 
 def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
@@ -42,12 +45,18 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
   Raises:
     DcjaxError: if they are not rules.
   """
-  rules = tuple((pattern, tuple(axes)) for pattern, axes in rules) or RULES
+  rules = tuple(rules) or RULES
   if len(rules) > MOST_RULES:
     raise DcjaxError(
       f'config.mesh.rules has {len(rules)} rules; expected at most {MOST_RULES}'
     )
-  for pattern, axes in rules:
+  for rule in rules:
+    if not _is_rule(rule):
+      raise DcjaxError(
+        f'config.mesh.rules has {rule!r}; expected pairs of a regular '
+        "expression and different axes, such as ('kernel$', ('fsdp', None))"
+      )
+    pattern, axes = rule
     unknown = [x for x in axes if x is not None and x not in mesh.AXES]
     if unknown:
       raise DcjaxError(
@@ -58,7 +67,20 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
       re.compile(pattern)
     except re.error as error:
       raise DcjaxError(f'config.mesh.rules: {pattern!r}: {error}') from error
-  return rules
+  return tuple((pattern, tuple(axes)) for pattern, axes in rules)
+
+
+def _is_rule(rule: Any) -> bool:
+  try:
+    pattern, axes = rule
+    used = [axis for axis in axes if axis is not None]
+    return (
+      isinstance(pattern, str)
+      and not isinstance(axes, str)
+      and len(set(used)) == len(used)
+    )
+  except (TypeError, ValueError):
+    return False
 
 
 def spec(name: str, shape: Sequence[int], rules: Sequence[Rule] = RULES) -> P:
@@ -69,6 +91,8 @@ def spec(name: str, shape: Sequence[int], rules: Sequence[Rule] = RULES) -> P:
     shape: of the leaf.
     rules: the first that matches counts.
   """
+  part = _PART.search(name)
+  name = name[part.end() :] if part else name
   axes = next((axes for regex, axes in rules if re.search(regex, name)), ())
   axes = axes[len(axes) - min(len(axes), len(shape)) :]
   axes = (None,) * (len(shape) - len(axes)) + tuple(axes)

@@ -213,6 +213,15 @@ def test_rules_are_read_from_the_right_and_the_first_one_counts():
   'rules, line',
   [
     ([('a', ())] * 11, '11 rules; expected at most 10'),
+    (['kernel'], "has 'kernel'; expected pairs of a regular expression"),
+    ([('a', None)], r"has \('a', None\); expected pairs"),
+    (
+      [('a', 'fsdp')],
+      'expected pairs of a regular expression and different ax',
+    ),
+    ([(1, ('fsdp',))], 'expected pairs'),
+    ([('a', ('fsdp',), 1)], 'expected pairs'),
+    ([('a', ('fsdp', None, 'fsdp'))], 'and different axes'),
     ([('a', ('model',))], "asks for the axis 'model'; use data, fsdp"),
     ([('(', ('data',))], r"rules: '\('"),
   ],
@@ -294,7 +303,16 @@ def test_names_in_a_state_are_those_of_its_parameters():
   leaves = {'transformer': {'mlp': {'up': {'kernel': jnp.ones((8, 8))}}}}
   with on(fsdp=2, tensor=4):
     found = sharding.specs({'mu': leaves, 'count': jnp.zeros(())})
+    # Also for a rule that says where a name begins.
+    rules = (('^transformer/mlp', (None, 'fsdp')), ('^tokens/', ('tensor',)))
+    state = {'trainable': leaves | {'tokens': {'v': jnp.ones((1, 8))}}}
+    anchored = sharding.specs(state | {'mu': leaves}, rules)
   assert tree.flatten(found) == {
     'mu/transformer/mlp/up/kernel': P('fsdp', 'tensor'),
     'count': P(),
+  }
+  assert tree.flatten(anchored) == {
+    'trainable/transformer/mlp/up/kernel': P(None, 'fsdp'),
+    'trainable/tokens/v': P(None, 'tensor'),
+    'mu/transformer/mlp/up/kernel': P(None, 'fsdp'),
   }
