@@ -95,9 +95,11 @@ step() {
     --name="$name" --folder="$PARTS"
 }
 if [ $# -gt 0 ]; then
+  number=0
   for job in "$@"; do
     read -r -a words <<<"$job"
-    name=$(tr -c 'a-zA-Z0-9\n' '_' <<<"${words[0]##*/}")
+    # Two jobs may differ in options alone.
+    name=$((++number))_$(tr -c 'a-zA-Z0-9\n' '_' <<<"${words[0]##*/}")
     step "$name" "$((TOTAL / $#))" "${words[@]}"
   done
 else

@@ -16,6 +16,7 @@ program, so a run that is stopped has measured something.
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -35,7 +36,6 @@ from dcjax.planning import run as plan
 from dcjax.planning.forecast import PROCESS, Forecaster
 from dcjax.planning.program import Program
 
-NAMES = ('sample', 'set', 'sequence')
 # Standard deviation of leaves that are no kernels, by the end of their names.
 SMALL = ('bias', 'b1', 'b2', 'table', 'head_modulation')
 WARM = 3
@@ -98,6 +98,22 @@ def arguments(program: Program, planned: programs.Run) -> tuple[Any, ...]:
   return state, *drawn(tuple(others))
 
 
+def chosen(programs: Sequence[Program], only: str) -> list[Program]:
+  """The programs with operations that are named between commas; '': all.
+
+  Raises:
+    DcjaxError: there is no such program.
+  """
+  timed = {x.name: x for x in programs if x.work is not None}
+  names = only.split(',') if only else timed
+  unknown = [name for name in names if name not in timed]
+  if unknown:
+    raise DcjaxError(
+      f'--only: the job has no program {unknown[0]!r}; use {", ".join(timed)}'
+    )
+  return [timed[name] for name in names]
+
+
 def measure(
   program: Program, planned: programs.Run, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -139,13 +155,13 @@ def rates(
   program: Program, row: dict[str, Any], planned: programs.Run
 ) -> dict[str, Any]:
   """What follows from the time of a run: operations and tokens a second."""
-  seconds, config = row['ms'] / 1e3, planned.config
+  seconds = row['ms'] / 1e3
   found = {
     'model_tflops': program.work.model / seconds / 1e12,
     'executed_tflops': program.work.executed / seconds / 1e12,
   }
   if not program.trains:
-    steps = config.sample.steps or planned.base.format.steps
+    steps = program.passes.forward
     videos = len(jax.tree.leaves(program.arguments[1])[0])
     return found | {
       'sampler_steps': steps,
@@ -177,7 +193,7 @@ def main() -> None:
   add = parser.add_argument
   add('--job', default='configs/set_seq.py:wan_1_3b')
   add('--set', action='append', default=[], dest='options', help='key=value')
-  add('--only', default=','.join(NAMES), help='programs, between commas')
+  add('--only', default='', help='programs, between commas; all by default')
   add('--steps', type=int, default=20, help='runs that are timed, at most')
   add('--seconds', type=float, default=60.0, help='for them; two are timed')
   add(
@@ -187,22 +203,23 @@ def main() -> None:
   add('--folder', type=Path, default=record.RESULTS, help='for the file')
   options = parser.parse_args()
   config = plan.load_job(options.job, options.options)
-  whole = config.sample.steps
-  if options.sampler_steps:
+  # Of a storyboard all steps are done.
+  whole = config.sample.steps if 'sample' in config else None
+  if whole is not None and options.sampler_steps:
     config.sample.steps = options.sampler_steps
   here = topology.find('local')
   forecaster, device = Forecaster(here, 'count'), here.device
   planned = tasks.outline(tasks.base_of(config), config)
-  found = programs.programs(planned, options.only.split(','))
-  if not found:
-    raise DcjaxError(f'--only={options.only}: the job has no such program')
+  found = chosen(programs.programs(planned), options.only)
   counted = {x.name: forecaster.count(x) for x in found}
   where = {
     'job': options.job,
     'options': options.options,
     'settings': settings(planned),
     'peak': device.peak,
-    'sampler_steps_of_the_job': whole or planned.base.format.steps,
+    'sampler_steps_of_the_job': planned.base.format.steps
+    if whole == 0
+    else whole,
   }
   rows = []
   print(f'{"":10}{"compile s":>10}{"s":>9}{"of peak":>9}{"GB":>8}{"ratio":>7}')

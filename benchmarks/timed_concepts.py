@@ -19,6 +19,7 @@ import record
 from dcjax import sampling
 from dcjax.data import world
 from dcjax.data.canvas import load_reference
+from dcjax.errors import DcjaxError
 from dcjax.evals import oracle, timing, world_judge
 from dcjax.evals.concepts import grounds
 from dcjax.evals.sighting import Finder
@@ -126,6 +127,8 @@ def main() -> None:
   parser.add_argument('--batch', type=int, default=8, help='clips at once')
   parser.add_argument('--only', default='', help='one row')
   options = parser.parse_args()
+  if options.only not in ('', *WAYS):
+    raise DcjaxError(f'--only is {options.only!r}; use {"; ".join(WAYS)}')
   base = load_base(options.base)
   equipped = equip(base, options.references or None)
   found = {}

@@ -32,9 +32,9 @@ from dcjax.errors import DcjaxError
 from dcjax.models.dit_config import PRESETS, DiTConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
-from dcjax.planning import devices
 from dcjax.planning import run as plan
 from dcjax.planning import text as plan_text
+from dcjax.planning import topology
 from dcjax.planning.forecast import Forecaster
 from dcjax.weights.base import Base, Format, save_base
 from dcjax.weights.networks import expected_params
@@ -152,7 +152,7 @@ def measure(folder: Path, dtype: str) -> dict[str, Any]:
   options = job_options(folder, dtype)
   job = plan.load_job(str(ROOT / JOB.partition(':')[0]) + ':wan_1_3b')
   job.update_from_flattened_dict(options)
-  found = plan.plan(job, Forecaster(devices.find('cpu'), 'compile'))
+  found = plan.plan(job, Forecaster(topology.find('cpu'), 'compile'))
   print(plan_text.render(found))
 
   run = command(JOB, options, folder / 'run')

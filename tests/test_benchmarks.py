@@ -1,12 +1,19 @@
 """What benchmarks measure with: random weights, times, records of failures."""
 
+import os
 import pathlib
+import re
+import shutil
+import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from dcjax.errors import DcjaxError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -57,6 +64,67 @@ def test_at_least_two_runs_count_and_warming_up_does_not():
   found = record.spread([0.001, 0.004, 0.002])
   expected = {'ms': 2.0, 'least': 1.0, 'most': 4.0, 'runs': 3}
   assert found == pytest.approx(expected)
+
+
+def test_programs_are_named_or_all_that_have_operations():
+  import step
+
+  made = [
+    types.SimpleNamespace(name=name, work=name != 'decode' or None)
+    for name in ('decode', 'sample', 'frames_17')
+  ]
+  names = lambda only: [x.name for x in step.chosen(made, only)]
+  assert names('') == ['sample', 'frames_17']
+  assert names('frames_17') == ['frames_17']
+  for wrong in ('set', 'sample,set', 'set,decode'):
+    with pytest.raises(DcjaxError, match="'set'; use sample, frames_17"):
+      names(wrong)
+
+
+@pytest.mark.parametrize(
+  'job', ['alchemint.py:tiny', 'pretrain.py:tiny', 'lora.py:tiny']
+)
+def test_every_job_that_is_planned_can_be_timed(monkeypatch, job):
+  import step
+
+  measured = []
+  done = {'ms': 1.0, 'compile': 0.0, 'memory': 1.0}
+
+  def measure(program, planned, options):
+    measured.append(program)
+    return dict(done)
+
+  monkeypatch.setattr(step, 'measure', measure)
+  monkeypatch.setattr(step.record, 'write', lambda *_: '')
+  monkeypatch.setattr(sys, 'argv', ['step.py', f'--job={ROOT}/configs/{job}'])
+  step.main()
+  assert any(x.trains for x in measured)
+
+
+def test_a_way_that_there_is_not_replaces_no_results(monkeypatch):
+  import timed_concepts
+
+  monkeypatch.setattr(sys, 'argv', ['timed_concepts.py', '--only=evnt'])
+  with pytest.raises(DcjaxError, match="--only is 'evnt'; use reference; .*"):
+    timed_concepts.main()
+
+
+@pytest.mark.skipif(not shutil.which('timeout'), reason='coreutils: timeout')
+def test_jobs_of_one_config_have_files_of_their_own(tmp_path):
+  """On a machine whose Python says what it is called with."""
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\necho "$@"\n')
+  python.chmod(0o755)
+  jobs = ['configs/a.py:b', 'configs/a.py:b --set=remat=full']
+  said = subprocess.run(
+    [ROOT / 'benchmarks/gpu.sh', *jobs],
+    env=os.environ | {'PYTHON': str(python)},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  names = re.findall(r'^benchmarks/step\.py .* --name=(\S+)', said, re.M)
+  assert names == ['1_a_py_b', '2_a_py_b']
 
 
 LOG = """
