@@ -289,7 +289,9 @@ def test_the_default_share_of_a_gpu_is_mentioned(found):
   [
     ({'job': 'configs/none.py'}, r'there is no file configs/none\.py'),
     ({'job': f'{SET_SEQ}:huge'}, r"no variant 'huge'; use tiny"),
-    ({'job': 'configs/sample.py'}, r"task 'sample'; only personalize, lora"),
+    ({'job': 'configs/sample.py'}, r"'sample'; only those of configs/set_seq"),
+    ({'mesh': 'job', 'options': ('mesh.fsdp=64',)}, r'and cpu has one chip'),
+    ({'options': ('mesh.fsdp=64',)}, r"'fsdp': 64.*; the product of the axes"),
     ({'job': 'README.md'}, r'README\.md is not a config'),
     ({'device': 'h300'}, r"device is 'h300'; use local, cpu, h200"),
     ({'memory': 'guess'}, r"memory is 'guess'; use compile, count"),

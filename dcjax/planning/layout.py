@@ -47,9 +47,10 @@ def of_job(config: ConfigDict, topology: Topology) -> Layout:
   chips = topology.chips
   sizes = mesh.filled(config.mesh, chips)
   if min(sizes.values()) < 1 or math.prod(sizes.values()) != chips:
+    has = f'{chips} chips' if chips > 1 else 'one chip'
     raise DcjaxError(
-      f'config.mesh is {sizes}, and {topology.name} has {chips} chips; the '
-      'product of the axes is their number, and at most one axis is 0'
+      f'config.mesh is {sizes}, and {topology.name} has {has}; the product of '
+      'the axes is their number, and at most one axis is 0'
     )
   if sizes['data'] % topology.units:
     what = 'slices' if topology.slices > 1 else 'machines'

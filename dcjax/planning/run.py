@@ -155,8 +155,6 @@ def _layout(
   config: ConfigDict, forecaster: Forecaster, mesh: str, heads: int
 ) -> Layout:
   topology = forecaster.topology
-  if topology.chips == 1:
-    return Layout(dict(layout.ALONE), {}, '')
   if mesh == 'job' or layout.is_asked(config):
     return layout.of_job(config, topology)
   return layout.choose(

@@ -172,6 +172,6 @@ def check(task: Any, place: str) -> None:
   """Raises DcjaxError for a task that cannot be planned."""
   if task not in TASKS:
     raise DcjaxError(
-      f'{place} is a job of task {task!r}; only {", ".join(TASKS)} can be '
-      'planned'
+      f'{place} is a job of task {task!r}; only those of configs/set_seq.py, '
+      'lora.py, alchemint.py and pretrain.py can be planned'
     )
