@@ -193,10 +193,13 @@ def test_what_the_picture_shows_is_said_to_who_sees_none():
     items.Reference('b.png', 'large star', 1.0, 2.0, 'an orange star'),
   )
   prompt = 'a small star and a large star. the small star is still.'
-  item = items.Item('one', prompt, 2.0, (64, 64), 8.0, references)
+  events = (items.Event('the large star is still.', 1.0, 2.0),)
+  item = items.Item('one', prompt, 2.0, (64, 64), 8.0, references, events)
   assert making.described(item).prompt == (
     'a small red star and a large orange star. the small star is still.'
   )
+  (said,) = making.described(item).events
+  assert said.text == 'the large orange star is still.'
   long = items.Reference(
     'a.png', 'dog', 0.0, 1.0, 'a brown animal on four legs'
   )

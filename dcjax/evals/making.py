@@ -7,8 +7,8 @@
               how models without time are run (AlcheMinT, Sec. 4)
   phrases     one text that says when in the words of the procedural world
 
-The last two need no trained references. As they see no picture, their text says
-what it shows where the item describes it by a few words.
+The last two need no trained references. Systems that see no picture are told in
+words what it shows, where the item describes it by a few.
 """
 
 from collections.abc import Iterator, Sequence
@@ -149,6 +149,8 @@ def _story(
   benchmark: Benchmark, item: Item, system: str, seed: int
 ) -> Storyboard:
   """The item as a storyboard of what the system is told."""
+  if system == 'events':
+    item = described(item)
   record = item.storyboard() | {'seed': noise_seed(item, seed)}
   if system == 'references':
     record['events'] = []
@@ -177,21 +179,31 @@ def _of_prompts(
 
 
 def described(item: Item) -> Item:
-  """The item whose prompt says of 'a small star' that it is small and red.
+  """The item whose texts say of 'a small star' that it is small and red.
 
   A subject's words are replaced where its description ends in the same word.
   """
-  prompt, references = item.prompt, []
+  texts, references = [item.prompt, *(x.text for x in item.events)], []
   for x in item.references:
     look = x.description.partition(' ')[2]
     noun = x.word.split()[-1]
     if noun in look.split():
       extra = [w for w in x.word.split() if w not in look.split()]
       look = ' '.join([*extra, look])
-      prompt = prompt.replace(x.word, look, 1) if look not in prompt else prompt
+      texts = [
+        text if look in text else text.replace(x.word, look, 1)
+        for text in texts
+      ]
       x = dataclasses.replace(x, word=look)
     references.append(x)
-  return dataclasses.replace(item, prompt=prompt, references=tuple(references))
+  prompt, *said = texts
+  events = tuple(
+    dataclasses.replace(x, text=text)
+    for x, text in zip(item.events, said, strict=True)
+  )
+  return dataclasses.replace(
+    item, prompt=prompt, references=tuple(references), events=events
+  )
 
 
 def phrased_prompt(item: Item) -> str:
