@@ -127,10 +127,11 @@ def frame_gate(
 ) -> np.ndarray:
   """[b T g]: 1 in the latent frames of an interval, 0 outside.
 
-  A latent frame belongs to an interval that holds half of its video frames, or
-  to a shorter one that holds no more of any other. A fade of w latent frames is
-  a straight line over as many, centred on an end of the interval; there is none
-  where the video itself begins or ends.
+  A latent frame belongs to an interval that holds any of its video frames: a
+  concept that is cut off at a border is worse than one that stays a few frames
+  longer (docs/results.md). A fade of w latent frames is a straight line over as
+  many, centred on an end of the interval; there is none where the video itself
+  begins or ends.
 
   Args:
     frames: T, latent frames of the video.
@@ -147,10 +148,7 @@ def frame_gate(
   width = fades[:, None]
   ramp = 0.5 - outside / np.maximum(width, touches)[:, None]
   faded = np.clip(ramp, 0.0, 1.0).mean(2)
-  share = (outside <= touches).mean(2)
-  most = share.max(1, keepdims=True)
-  inside = (share > 0) & (share >= np.minimum(most, 0.5))
-  return np.where(width > 0, faded, inside)
+  return np.where(width > 0, faded, (outside <= touches).any(2))
 
 
 def numbered(concepts: Sequence[Concept]) -> list[dict[str, str]]:
