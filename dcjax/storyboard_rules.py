@@ -27,14 +27,14 @@ _SAME = 1e-6
 
 def check(story: Any) -> None:
   """Raises DcjaxError for the first rule that a `Storyboard` breaks."""
-  _text(story.prompt, 'prompt')
+  text(story.prompt, 'prompt')
   for key in ('seconds', 'fps', 'shift'):
     if getattr(story, key) is not None:
-      _number(getattr(story, key), key, above=0)
+      number(getattr(story, key), key, above=0)
   _size(story.size)
   check_seed(story.seed, 'seed')
   if story.steps is not None:
-    _whole(story.steps, 'steps', 1)
+    whole(story.steps, 'steps', 1)
   if not (story.references or story.concepts or story.events):
     raise DcjaxError(
       'nobody is on the timeline; give references, concepts or events, or '
@@ -45,7 +45,7 @@ def check(story: Any) -> None:
   for i, concept in enumerate(story.concepts):
     _check_concept(story, concept, f'concepts[{i}]')
   for i, event in enumerate(story.events):
-    _text(event.text, f'events[{i}].text')
+    text(event.text, f'events[{i}].text')
     _interval(story, event, f'events[{i}]')
   _check_words(story)
   _check_lane(story)
@@ -54,17 +54,17 @@ def check(story: Any) -> None:
 
 
 def _check_reference(story: Any, x: Any, where: str) -> None:
-  _text(x.image, f'{where}.image')
-  _text(x.word, f'{where}.word')
+  text(x.image, f'{where}.image')
+  text(x.word, f'{where}.word')
   _in_prompt(x.word, story.prompt, f'{where}.word')
   _interval(story, x, where)
 
 
 def _check_concept(story: Any, x: Any, where: str) -> None:
-  _text(x.file, f'{where}.file')
+  text(x.file, f'{where}.file')
   for key in ('identity', 'motion'):
-    _number(getattr(x, key), f'{where}.{key}')
-  if _number(x.fade, f'{where}.fade') < 0:
+    number(getattr(x, key), f'{where}.{key}')
+  if number(x.fade, f'{where}.fade') < 0:
     raise DcjaxError(f'{where}.fade is {x.fade:g}; expected 0 s or more')
   if not isinstance(x.gate, bool):
     raise DcjaxError(f'{where}.gate is {x.gate!r}; expected true or false')
@@ -140,8 +140,8 @@ def _overlap(story: Any, a: Any, b: Any) -> bool:
 
 
 def _interval(story: Any, x: Any, where: str) -> None:
-  start = _number(x.start, f'{where}.start')
-  end = story.seconds if x.end is None else _number(x.end, f'{where}.end')
+  start = number(x.start, f'{where}.start')
+  end = story.seconds if x.end is None else number(x.end, f'{where}.end')
   if start < 0:
     raise DcjaxError(f'{where} starts at {start:g} s; expected 0 or later')
   if end is None:
@@ -165,7 +165,7 @@ def check_guidance(guidance: Any) -> None:
       f'guidance.form is {guidance.form!r}; use one of {", ".join(FORMS)}'
     )
   for key in ('text', 'reference', 'both', 'time'):
-    scale = _number(getattr(guidance, key), f'guidance.{key}')
+    scale = number(getattr(guidance, key), f'guidance.{key}')
     if scale and key not in FORMS[guidance.form]:
       raise DcjaxError(
         f'guidance.{key} is {scale:g}, but the form {guidance.form!r} has only '
@@ -175,28 +175,32 @@ def check_guidance(guidance: Any) -> None:
 
 def check_seed(value: Any, where: str) -> None:
   """Raises DcjaxError for what is no seed of a noise."""
-  _whole(value, where, 0)
+  whole(value, where, 0)
   if value >= SEEDS:
     raise DcjaxError(
       f'{where} is {value}; expected a whole number below {SEEDS}'
     )
 
 
-def _text(value: Any, where: str) -> None:
+def text(value: Any, where: str) -> str:
+  """The value; DcjaxError if it is no text, or an empty one."""
   if not isinstance(value, str) or not value.strip():
     raise DcjaxError(f'{where} is {value!r}; expected a text')
+  return value
 
 
-def _number(value: Any, where: str, above: float | None = None) -> float:
+def number(value: Any, where: str, above: float | None = None) -> float:
+  """The value; DcjaxError if it is no finite number, or not above another."""
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
   if not real or not math.isfinite(value):
     raise DcjaxError(f'{where} is {value!r}; expected a number')
   if above is not None and value <= above:
-    raise DcjaxError(f'{where} is {value!r}; expected more than {above}')
+    raise DcjaxError(f'{where} is {value!r}; expected more than {above:g}')
   return float(value)
 
 
-def _whole(value: Any, where: str, least: int) -> None:
+def whole(value: Any, where: str, least: int) -> None:
+  """Raises DcjaxError for what is no whole number, or a smaller one."""
   whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
   if not whole or value < least:
     raise DcjaxError(
@@ -210,4 +214,4 @@ def _size(size: Any) -> None:
   if len(size) != 2:
     raise DcjaxError(f'size is {list(size)!r}; expected [height, width]')
   for key, value in zip(('height', 'width'), size, strict=True):
-    _whole(value, f'the {key} of size', 1)
+    whole(value, f'the {key} of size', 1)

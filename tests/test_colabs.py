@@ -6,12 +6,9 @@ import pathlib
 import sys
 import types
 
-import jax
 import pytest
 import tiny
 
-from dcjax.models.reference_config import ReferenceConfig
-from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import load_base
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'colabs'
@@ -43,16 +40,7 @@ def base(tmp_path_factory):
   """A folder with untrained references in it."""
   path = tmp_path_factory.mktemp('base')
   tiny.base_folder(path)
-  base = load_base(path)
-  rules = ReferenceConfig(tag_tokens=2)
-  fresh = reference_lib.fresh(base, rules, jax.random.key(0))
-  added = {
-    'reference': fresh.params['transformer']['reference'],
-    'blocks': {
-      'timed_attn': fresh.params['transformer']['blocks']['timed_attn']
-    },
-  }
-  reference_lib.save(path / 'reference', base, rules, added)
+  tiny.reference_folder(path / 'reference', load_base(path))
   return str(path)
 
 

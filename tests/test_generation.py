@@ -1,5 +1,6 @@
 """The `sample` task: files, and records from which they can be made again."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -9,15 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
-from dcjax import generation, lora, sampling, storyboard, tree
+from dcjax import generation, lora, sampling, storyboard
 from dcjax.concept import Concept
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
-from dcjax.models.reference import ADDED
-from dcjax.models.reference_config import ReferenceConfig
 from dcjax.report.timeline import Lane
 from dcjax.storyboard import Event, Reference, Storyboard
-from dcjax.weights import reference as reference_lib
 
 
 @pytest.fixture(scope='module')
@@ -158,12 +156,9 @@ def test_mistakes_are_one_line(config, tmp_path, options, line):
 @pytest.fixture(scope='module')
 def references(base, tmp_path_factory):
   """A folder of added parameters, as a training leaves it."""
-  config = ReferenceConfig(tag_tokens=2, max_references=2)
-  fresh = reference_lib.fresh(base, config, jax.random.key(0))
-  added, _ = tree.partition(fresh.params['transformer'], ADDED)
   path = tmp_path_factory.mktemp('trained') / 'reference'
-  reference_lib.save(path, base, config, added)
-  return str(path)
+  rules = dataclasses.replace(tiny.REFERENCES, max_references=2)
+  return tiny.reference_folder(path, base, rules)
 
 
 @pytest.fixture

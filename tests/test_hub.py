@@ -7,15 +7,11 @@ import sys
 
 from folders import equal
 import huggingface_hub
-import jax
 import numpy as np
 import pytest
 import tiny
 
-from dcjax import tree
 from dcjax.errors import DcjaxError
-from dcjax.models.reference import ADDED
-from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights import hub, reference
 from dcjax.weights.base import load_base, save_base
 
@@ -58,10 +54,7 @@ def test_only_what_is_needed_is_asked_for(base, tmp_path, monkeypatch):
   """Of a repository with everything that such repositories hold."""
   whole, part = tmp_path / 'whole', tmp_path / 'part'
   save_base(base, whole, dtype=np.float32)
-  config = ReferenceConfig(tag_tokens=2)
-  fresh = reference.fresh(base, config, jax.random.key(0))
-  added, _ = tree.partition(fresh.params['transformer'], ADDED)
-  reference.save(whole / 'reference', base, config, added)
+  tiny.reference_folder(whole / 'reference', base)
   extra = ('README.md', 'assets/logo.png', 'vae/model.bin', 'model.pth')
   extra += ('reference/training.json',)
   extra += ('transformer_2/diffusion_pytorch_model.safetensors', 'run.py')
@@ -83,7 +76,7 @@ def test_only_what_is_needed_is_asked_for(base, tmp_path, monkeypatch):
   download(snapshot_download, monkeypatch)
   back = load_base(f'{ID}@v1')
   assert equal(back.params, base.params)
-  assert reference.equip(back).reference == config
+  assert reference.equip(back).reference == tiny.REFERENCES
   assert not [name for name in extra if (part / name).exists()]
 
 

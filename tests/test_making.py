@@ -6,7 +6,6 @@ from pathlib import Path
 import runpy
 import shutil
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
@@ -23,8 +22,6 @@ from dcjax.evals import (
   study,
   world_items,
 )
-from dcjax.models.reference_config import ReferenceConfig
-from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import load_base
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'study.py'
@@ -35,16 +32,7 @@ def folder(tmp_path_factory):
   """A tiny base on disk, with untrained references."""
   path = tmp_path_factory.mktemp('base')
   tiny.base_folder(path)
-  base = load_base(path)
-  rules = ReferenceConfig(tag_tokens=2)
-  fresh = reference_lib.fresh(base, rules, jax.random.key(0))
-  added = {
-    'reference': fresh.params['transformer']['reference'],
-    'blocks': {
-      'timed_attn': fresh.params['transformer']['blocks']['timed_attn']
-    },
-  }
-  reference_lib.save(path / 'reference', base, rules, added)
+  tiny.reference_folder(path / 'reference', load_base(path))
   return path
 
 

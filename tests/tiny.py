@@ -12,8 +12,11 @@ from dcjax import recipes, tree
 from dcjax.data import video
 from dcjax.data.tokenizer import build_word_tokenizer
 from dcjax.models.dit_config import DiTConfig
+from dcjax.models.reference import ADDED
+from dcjax.models.reference_config import ReferenceConfig
 from dcjax.models.text import TextConfig
 from dcjax.models.vae_config import VAEConfig
+from dcjax.weights import reference
 from dcjax.weights.base import Base, Format, save_base
 from dcjax.weights.networks import expected_params
 
@@ -63,6 +66,7 @@ TEXT = TextConfig(
   num_layers=2,
   num_heads=2,
 )
+REFERENCES = ReferenceConfig(tag_tokens=2)
 FORMAT = Format(5, 16, 32, 8.0, text_length=12, guidance=3.0, steps=8)
 
 
@@ -152,6 +156,14 @@ def narrow(base) -> Base:
 def base_folder(path) -> str:
   """That base on disk."""
   save_base(trainable_base(), path, dtype=np.float32)
+  return str(path)
+
+
+def reference_folder(path, base, rules=REFERENCES) -> str:
+  """Added parameters of a base, as they are before any training."""
+  fresh = reference.fresh(base, rules, key())
+  added, _ = tree.partition(fresh.params['transformer'], ADDED)
+  reference.save(path, base, rules, added)
   return str(path)
 
 

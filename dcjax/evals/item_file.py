@@ -18,12 +18,11 @@ item with the same word and image are one subject that comes back.
 from collections.abc import Sequence
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from dcjax import storyboard_rules
+from dcjax import storyboard_rules as rules
 from dcjax.errors import DcjaxError
 from dcjax.evals import timing
 from dcjax.evals.items import Benchmark, Event, Item, Reference
@@ -100,13 +99,13 @@ def parse(record: Any, where: str) -> Item:
   others = ('kind', 'group', 'seed', 'events', *OPTIONS)
   record = _keys(record, where, needed, others)
   where = f'{where} ({record["id"]})'
-  seconds = _number(record['seconds'], f'{where}: seconds', above=0)
+  seconds = rules.number(record['seconds'], f'{where}: seconds', above=0)
   item = Item(
     id=_name(record['id'], f'{where}: id'),
-    prompt=_text(record['prompt'], f'{where}: prompt'),
+    prompt=rules.text(record['prompt'], f'{where}: prompt'),
     seconds=seconds,
     size=_size(record['size'], f'{where}: size'),
-    fps=_number(record['fps'], f'{where}: fps', above=0),
+    fps=rules.number(record['fps'], f'{where}: fps', above=0),
     references=tuple(
       _reference(x, f'{where}: reference {n}', seconds)
       for n, x in enumerate(_list(record['references'], where, 'references'))
@@ -120,7 +119,7 @@ def parse(record: Any, where: str) -> Item:
     seed=record.get('seed', 0),
     options=_options(record, where),
   )
-  storyboard_rules.check_seed(item.seed, f'{where}: seed')
+  rules.check_seed(item.seed, f'{where}: seed')
   if not item.references:
     raise DcjaxError(f'{where} has no references; expected one or more')
   for reference in item.references:
@@ -148,12 +147,10 @@ def check_ids(items: Sequence[Item]) -> None:
 def _options(record: dict[str, Any], where: str) -> dict[str, Any]:
   """What is handed on; null leaves a value to the model."""
   steps, shift = record.get('steps'), record.get('shift')
-  if steps is not None and (type(steps) is not int or steps < 1):
-    raise DcjaxError(
-      f'{where}: steps is {steps!r}; expected a whole number from 1'
-    )
+  if steps is not None:
+    rules.whole(steps, f'{where}: steps', 1)
   if shift is not None:
-    _number(shift, f'{where}: shift', above=0)
+    rules.number(shift, f'{where}: shift', above=0)
   return {key: record[key] for key in OPTIONS if key in record}
 
 
@@ -161,7 +158,9 @@ def _reference(record: Any, where: str, seconds: float) -> Reference:
   record = _keys(
     record, where, ('word', 'start', 'end'), ('image', 'description')
   )
-  start, end = (_number(record[k], f'{where}: {k}') for k in ('start', 'end'))
+  start, end = (
+    rules.number(record[k], f'{where}: {k}') for k in ('start', 'end')
+  )
   _intervals([(start, end)], where, seconds)
   image = record.get('image', '')
   if not isinstance(image, str) or Path(image).is_absolute():
@@ -172,7 +171,7 @@ def _reference(record: Any, where: str, seconds: float) -> Reference:
     raise DcjaxError(f'{where}: image {image!r} is outside the folder')
   return Reference(
     image,
-    _text(record['word'], f'{where}: word'),
+    rules.text(record['word'], f'{where}: word'),
     start,
     end,
     _string(record.get('description', ''), f'{where}: description'),
@@ -181,9 +180,11 @@ def _reference(record: Any, where: str, seconds: float) -> Reference:
 
 def _event(record: Any, where: str, seconds: float) -> Event:
   record = _keys(record, where, ('text', 'start', 'end'))
-  start, end = (_number(record[k], f'{where}: {k}') for k in ('start', 'end'))
+  start, end = (
+    rules.number(record[k], f'{where}: {k}') for k in ('start', 'end')
+  )
   _intervals([(start, end)], where, seconds)
-  return Event(_text(record['text'], f'{where}: text'), start, end)
+  return Event(rules.text(record['text'], f'{where}: text'), start, end)
 
 
 def _intervals(
@@ -218,29 +219,14 @@ def _list(value: Any, where: str, key: str) -> list:
   return value
 
 
-def _number(value: Any, where: str, above: float | None = None) -> float:
-  number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not number or not math.isfinite(value):
-    raise DcjaxError(f'{where} is {value!r}; expected a number')
-  if above is not None and value <= above:
-    raise DcjaxError(f'{where} is {value!r}; expected more than {above:g}')
-  return float(value)
-
-
 def _string(value: Any, where: str) -> str:
   if not isinstance(value, str):
     raise DcjaxError(f'{where} is {value!r}; expected a text')
   return value
 
 
-def _text(value: Any, where: str) -> str:
-  if not _string(value, where).strip():
-    raise DcjaxError(f'{where} is {value!r}; expected a text')
-  return value
-
-
 def _name(value: Any, where: str) -> str:
-  text = _text(value, where)
+  text = rules.text(value, where)
   if text != Path(text).name or text.startswith('.'):
     raise DcjaxError(f'{where} is {value!r}; expected the name of a file')
   return text

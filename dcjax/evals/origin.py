@@ -4,12 +4,12 @@ What is there is kept, so it must be what would be made now.
 """
 
 from collections.abc import Iterable, Mapping
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from dcjax.data.cache import content_hash
 from dcjax.errors import DcjaxError
 from dcjax.evals.items import Item
 from dcjax.weights import container
@@ -56,18 +56,13 @@ def claim(
 
 def of_items(items: Iterable[Item]) -> dict[str, str]:
   """{'item ID': hash} of all that a video is made of, beside pictures."""
-  told = lambda x: json.dumps([x.storyboard(), x.group], sort_keys=True)
-  return {f'item {x.id}': _digest(told(x).encode()) for x in items}
+  return {f'item {x.id}': _short(x.storyboard(), x.group) for x in items}
 
 
 def of_files(paths: Iterable[Path]) -> str:
   """Hash of the contents of files."""
-  found = []
-  for path in paths:
-    with path.open('rb') as file:
-      found.append(hashlib.file_digest(file, 'sha256').digest())
-  return _digest(b''.join(found))
+  return _short(*paths)
 
 
-def _digest(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()[:16]
+def _short(*parts: Any) -> str:
+  return content_hash(*parts)[:16]
