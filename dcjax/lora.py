@@ -164,12 +164,7 @@ _project.defvjp(_project_forward, _project_backward)
 
 
 def drop(
-  params: tree.Tree,
-  key: jax.Array,
-  rate: float,
-  pattern: str,
-  *,
-  inverted: bool = True,
+  params: tree.Tree, key: jax.Array, rate: float, pattern: str
 ) -> dict[str, Any]:
   """Drops single elements of the coefficients (Set-and-Sequence, Sec. 3.3).
 
@@ -177,12 +172,16 @@ def drop(
 
   One mask a leaf: called once an optimizer step, the whole batch shares it.
 
+  The paper prints C * M, without the division, which is this with
+  B = (1 - p) C. Adam does not see scales: but for clipping and decay, C is
+  trained as printed where B is trained at (1 - p) of the rate, by a group of
+  the optimizer. To sample with C whole, `scale` what was learnt by 1 / (1 - p).
+
   Args:
     params: tree with LoRA leaves.
     key: this step's key.
     rate: p.
     pattern: names of the leaves to drop from; the basis is never dropped.
-    inverted: False leaves the division out, the formula as printed.
   """
   if rate == 0.0:
     return dict(params)
@@ -193,8 +192,7 @@ def drop(
     keep = jax.random.bernoulli(
       jax.random.fold_in(key, index), 1.0 - rate, flat[name].shape
     )
-    kept = flat[name] / (1.0 - rate) if inverted else flat[name]
-    flat[name] = jnp.where(keep, kept, 0.0)
+    flat[name] = jnp.where(keep, flat[name] / (1.0 - rate), 0.0)
   return tree.unflatten(flat)
 
 

@@ -79,7 +79,12 @@ def prepare(
       'held_out': stills[len(clip.frames) :],
     }
 
-  key = {'base': base.fingerprint, 'clip': clip.frames, 'spare': spare}
+  key = {
+    'base': base.fingerprint,
+    'types': latents_lib.types_of(base)['vae'],
+    'clip': clip.frames,
+    'spare': spare,
+  }
   return Material(clip, **cache.cached(folder, key, compute))
 
 

@@ -61,7 +61,7 @@ def personalize(
   """Teaches a base the look and the motion of one video.
 
   The same as `python -m dcjax.main --config=configs/set_seq.py`, with the same
-  defaults.
+  defaults; on a base of Wan's form, its flow times.
 
   Args:
     base: a loaded base, or its name.
@@ -84,6 +84,10 @@ def personalize(
   } | {key.replace('__', '.'): value for key, value in options.items()}
   config.lock()  # else an unknown option would be added, and change nothing
   try:
+    if base.dit.is_wan:
+      for name in config.stages:
+        shift = options.get('shift') or base.shift
+        recipes.draw_times_as_wan(config[name], shift)
     config.update_from_flattened_dict(values)
   except (KeyError, TypeError) as error:
     raise DcjaxError(f'not an option of this recipe: {error}') from error

@@ -158,15 +158,15 @@ def wan(name: str, resolution: str = '480p') -> ConfigDict:
   # clips one by one.
   c['set'].accumulate, c.sequence.accumulate = 4, 8
   for stage in (c['set'], c.sequence):
-    _draw_times_as_wan(stage, c.shift)
+    draw_times_as_wan(stage, c.shift)
   c.eval_every = 100
   # A preview takes as long as many steps.
   c.preview_every = 300
   return c
 
 
-def _draw_times_as_wan(stage: ConfigDict, shift: float) -> None:
-  """Uniform times, moved to where its sampler has its own."""
+def draw_times_as_wan(stage: ConfigDict, shift: float) -> None:
+  """Uniform times, moved to where a sampler with that shift has its own."""
   stage.update(dict(t_sampler='uniform', train_shift=shift))
 
 
@@ -272,7 +272,7 @@ def finetune(base: str = 'world') -> ConfigDict:
     c.format.update(dict(frames=33, height=height, width=width))
     c.base_dtype, c.remat = 'bfloat16', 'full'
     c.train.accumulate = 4  # one clip at a time
-    _draw_times_as_wan(c.train, c.shift)
+    draw_times_as_wan(c.train, c.shift)
   return c
 
 

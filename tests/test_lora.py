@@ -353,9 +353,31 @@ def test_dropout_hits_single_elements_at_its_rate(rate):
   assert abs(b1.mean() - 2.0) < 4 * 2 * (rate / (1 - rate) / b1.size) ** 0.5
 
 
-def test_dropout_as_printed_does_not_rescale():
-  b1 = dropped(0.8, inverted=False)['b1']
-  assert set(np.unique(b1)) == {0.0, 2.0}
+def test_dropout_as_printed_is_a_lower_rate():
+  """C * M at a rate is B * M / (1 - p) at (1 - p) of it, with B = (1 - p) C."""
+  rate, name = 0.8, 'lora/b1'
+  x, y = (jax.random.normal(jax.random.key(i), (32, 4)) for i in range(2))
+  zeros = tree.unflatten({name: jnp.zeros((4, 4))})
+
+  def learnt(lr, divided):
+    adam = optax.adam(lr)
+    params, state = zeros, adam.init(zeros)
+
+    def loss(p, key):
+      used = lora.drop(p, key, rate, 'lora/b')['lora']['b1']
+      used = used if divided else used * (1 - rate)
+      return jnp.mean((x @ used - y) ** 2)
+
+    for step in range(8):
+      grads = jax.grad(loss)(params, jax.random.key(step))
+      updates, state = adam.update(grads, state)
+      params = optax.apply_updates(params, updates)
+    return params['lora']['b1']
+
+  printed = learnt(1e-2, divided=False)
+  assert float(jnp.abs(printed).max()) > 1e-2
+  ours = learnt(1e-2 * (1 - rate), divided=True)
+  np.testing.assert_allclose(ours, (1 - rate) * printed, rtol=1e-4, atol=1e-6)
 
 
 def test_the_key_names_the_mask():

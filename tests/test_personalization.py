@@ -358,14 +358,23 @@ def call(base, clip, tmp_path, **options):
   return dcjax.personalize(base, clip, workdir=tmp_path, **prompts | options)
 
 
-def test_python_has_the_defaults_of_the_command_line(
-  base, clip, tmp_path, calls
-):
-  call(base, clip, tmp_path)
+def test_python_has_the_defaults_of_the_command_line(clip, tmp_path, calls):
+  call(tiny.trainable_base(dit=tiny.PAPER_DIT), clip, tmp_path)
   expected = recipes.personalize('paper')
   expected.data.video = clip
   expected.prompts.update(dict(appearance=tiny.APPEARANCE, motion=tiny.MOTION))
   assert calls[0].to_dict() == expected.to_dict()
+
+
+def test_python_draws_the_times_of_wan_for_its_form(
+  base, clip, tmp_path, calls
+):
+  assert base.dit.is_wan
+  call(base, clip, tmp_path)
+  call(base, clip, tmp_path, shift=5.0, sequence__train_shift=4.0)
+  of = lambda c: [(c[x].t_sampler, c[x].train_shift) for x in c.stages]
+  assert of(calls[0]) == [('uniform', base.shift)] * 2
+  assert of(calls[1]) == [('uniform', 5.0), ('uniform', 4.0)]
 
 
 def test_python_options_are_those_of_the_config(base, clip, tmp_path, calls):

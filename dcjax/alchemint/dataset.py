@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from dcjax import latents as latents_lib
 from dcjax import sampling, text_features
 from dcjax.data import cache as cache_lib
 from dcjax.data import casting, coverage
@@ -238,6 +239,7 @@ def _encode_clip(base, source, index, data, cache, seed, views):
   clip = source[index]
   key = {
     'base': base.fingerprint,
+    'types': latents_lib.types_of(base)['vae'],
     'clip': clip,
     'how': how,
     'views': [seed, index, views],

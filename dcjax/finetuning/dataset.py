@@ -110,7 +110,7 @@ def _features(base: Base, caption: str, cache: Path) -> np.ndarray:
     features = text_features.text_features(base, encoded.ids, encoded.mask)
     return {'features': np.asarray(features)[0, :n]}
 
-  types = latents_lib.types_of(base)
+  types = latents_lib.types_of(base)['text_encoder']
   key = {'base': base.fingerprint, 'types': types, 'ids': encoded.ids}
   return cache_lib.cached(cache, key, compute)['features']
 
@@ -124,7 +124,8 @@ def _latents(base: Base, entry: Entry, fps: float, cache: Path) -> np.ndarray:
     encoded = [sampling.encode_video(base, clip[None])[0] for clip in clips]
     return {'latents': np.stack(encoded)}
 
-  key = _key(entry, fps) | {'base': base.fingerprint}
+  types = latents_lib.types_of(base)['vae']
+  key = _key(entry, fps) | {'base': base.fingerprint, 'types': types}
   return cache_lib.cached(cache, key, compute)['latents']
 
 
