@@ -71,6 +71,18 @@ def attend(
 # ---- on a mesh ---------------------------------------------------------------
 
 
+def same_heads(heads: int, tensor: int, context: int) -> int:
+  """How many devices see the same heads, and share out their queries.
+
+  Args:
+    heads: of the whole model; they are split over 'tensor' where they divide.
+    tensor: devices along that axis.
+    context: devices along 'context', which share what is left.
+  """
+  held = heads // tensor if heads % tensor == 0 else heads
+  return context // math.gcd(held, context)
+
+
 def _attend_on_mesh(q, k, v, mask, reach, cross):
   """Each device does its samples and heads by the way of its backend."""
   n, heads, shards = q.shape[1], q.shape[2], mesh_lib.size('context')
@@ -78,9 +90,7 @@ def _attend_on_mesh(q, k, v, mask, reach, cross):
   exchange = shards > 1 and not cross
   parts = 1
   if exchange:
-    held = heads // (mesh_lib.size('tensor') if tensor else 1)
-    # As many devices have the same heads, and share out the queries.
-    parts = shards // math.gcd(held, shards)
+    parts = same_heads(heads, mesh_lib.size('tensor'), shards)
   pad = -n % (shards * parts)
   lengthen = lambda x: jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
   if exchange:

@@ -20,6 +20,7 @@ import re
 from typing import Any
 
 from dcjax import mesh, sharding
+from dcjax.models import attention
 from dcjax.models.dit_config import DiTConfig
 from dcjax.planning.collectives import Collective
 from dcjax.planning.program import Program, names, shard_bytes
@@ -133,9 +134,7 @@ def _activations(program: Program, dit: DiTConfig) -> list[Collective]:
   shape = (passes.samples, tokens, dit.width)
   size = math.prod(shape) * 2
   if context > 1:
-    held = dit.heads // (1 if dit.heads % tensor else tensor)
-    # As many devices have the same heads, as in `attention`.
-    parts = context // math.gcd(held, context)
+    parts = attention.same_heads(dit.heads, tensor, context)
     found.append(
       Collective(
         'all-to-all',
