@@ -20,7 +20,7 @@ from dcjax import sampling
 from dcjax.data import world
 from dcjax.data.canvas import load_reference
 from dcjax.errors import DcjaxError
-from dcjax.evals import oracle, timing, world_judge
+from dcjax.evals import bootstrap, oracle, scoring, timing, world_judge
 from dcjax.evals.concepts import grounds
 from dcjax.evals.sighting import Finder
 from dcjax.storyboard import Reference, Storyboard, TimedConcept
@@ -97,8 +97,8 @@ def score(video: np.ndarray, story: Storyboard, finder: Finder) -> dict:
 
 def measure(
   base: Base, equipped: Base, options: argparse.Namespace, way: dict
-) -> dict[str, float]:
-  """Means over all storyboards of one way."""
+) -> list[dict[str, float]]:
+  """What each clip of one way shows."""
   concept = world.concept(options.number)
   finder, rows = Finder(concept), []
   places = grounds(concept, 2)
@@ -107,9 +107,7 @@ def measure(
     part = made[i : i + options.batch]
     videos = sampling.sample(base, part, references=equipped)
     rows += [score(v, s, finder) for v, s in zip(videos, part, strict=True)]
-  return {
-    key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]
-  } | {'clips': len(rows)}
+  return rows
 
 
 def main() -> None:
@@ -131,18 +129,28 @@ def main() -> None:
     raise DcjaxError(f'--only is {options.only!r}; use {"; ".join(WAYS)}')
   base = load_base(options.base)
   equipped = equip(base, options.references or None)
-  found = {}
+  clips, means = {}, {}
   for name, way in WAYS.items():
     if not options.only or name == options.only:
-      found[name] = measure(base, equipped, options, way)
-      keys = [key for key in found[name] if key != 'clips']
-      if len(found) == 1:
+      clips[name] = measure(base, equipped, options, way)
+      keys = list(clips[name][0])
+      means[name] = {
+        key: bootstrap.mean([clip[key] for clip in clips[name]]) for key in keys
+      }
+      if len(means) == 1:
         print(f'{"":20}' + ''.join(f'{key:>15}' for key in keys))
       print(
-        f'{name:20}' + ''.join(f'{found[name][key]:15.3f}' for key in keys),
+        f'{name:20}'
+        + ''.join(f'{scoring.cell(means[name][key]):>15}' for key in keys),
         flush=True,
       )
-  path = record.write('timed-concepts', {'ways': found} | vars(options))
+  found = {
+    name: {key: x._asdict() for key, x in of.items()}
+    for name, of in means.items()
+  }
+  path = record.write(
+    'timed-concepts', {'ways': found, 'clips': clips} | vars(options)
+  )
   print(f'\n{path}')
 
 

@@ -6,12 +6,13 @@ import types
 
 import numpy as np
 import pytest
+import safetensors.torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import torch
 import transformers
 
 from dcjax.errors import DcjaxError
-from dcjax.evals import crops, experts, timing
+from dcjax.evals import crops, experts, pretrained, timing
 from dcjax.evals.items import Item, Reference, Subject
 
 
@@ -354,11 +355,49 @@ def test_missing_weights_are_one_line(tmp_path):
   names = dict(segmenter='owner/sam', clip='owner/clip')
   with pytest.raises(DcjaxError, match='Grounding.*owner/dino is not here'):
     experts.load(detector='owner/dino', **names)
-  with pytest.raises(DcjaxError, match='is a folder without it') as error:
+  with pytest.raises(DcjaxError, match='cannot be read .*give a fold') as error:
     experts.load(detector=str(tmp_path), **names)
   assert '\n' not in str(error.value)
   with pytest.raises(DcjaxError, match='looks is 0'):
     experts.load(detector='x', looks=0, **names)
+
+
+def test_networks_that_are_not_whole_are_refused(judge, tmp_path):
+  """transformers would draw what is missing at random, and say nothing."""
+  judge.clip.save_pretrained(tmp_path)
+  weights = tmp_path / 'model.safetensors'
+  whole = safetensors.torch.load_file(weights)
+
+  def line(kind=transformers.CLIPModel):
+    with pytest.raises(DcjaxError) as error:
+      pretrained.load(kind, str(tmp_path), False)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+  assert 'Sam2VideoModel' in line(transformers.Sam2VideoModel)
+  assert 'GroundingDino' in line(transformers.GroundingDinoForObjectDetection)
+  text_only = {k: x for k, x in whole.items() if 'vision' not in k}
+  safetensors.torch.save_file(text_only, weights, {'format': 'pt'})
+  assert 'or not all of it' in line() and 'vision' in line()
+  weights.write_bytes(weights.read_bytes()[:500])
+  assert 'cannot be read' in line()
+  (tmp_path / 'config.json').write_text('{')
+  assert 'cannot be read' in line() and 'JSON' in line()
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused(judge, tmp_path):
+  judge.clip.save_pretrained(tmp_path)
+  with pytest.raises(DcjaxError, match='has no tokenizer'):
+    pretrained.load_tokenizer(str(tmp_path), False)
+  words().save_pretrained(tmp_path)
+  assert len(pretrained.load_tokenizer(str(tmp_path), False)) == len(words())
+
+
+@pytest.mark.parametrize('name', ['gpu', 'cuda:99', 'meta'])
+def test_devices_that_are_not_there_are_one_line(name):
+  with pytest.raises(DcjaxError, match=f'no device {name!r} here') as error:
+    experts.load(detector='x', segmenter='y', clip='z', device=name)
+  assert '\n' not in str(error.value)
 
 
 def test_missing_torch_is_one_line(monkeypatch):

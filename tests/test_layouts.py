@@ -119,6 +119,12 @@ def test_missing_paths_are_one_line(tmp_path):
     layouts.read('cinebenchsyn', str(tmp_path / 'none'), tmp_path)
   with pytest.raises(DcjaxError, match='no annotations/ID_ultra_dense.json'):
     layouts.read('cinebenchsyn', str(tmp_path), tmp_path)
+  empty = csv(tmp_path / 'e.csv', ONE)
+  with pytest.raises(DcjaxError, match='has no rows after its first line'):
+    layouts.read_tempocontrol(empty)
+  empty.write_text(f'{ONE}\n"{"a" * 200_000}",lamp,0 1\n')
+  with pytest.raises(DcjaxError, match='no CSV file: field larger'):
+    layouts.read_tempocontrol(empty)
   picture = tmp_path / 'x.csv'
   picture.write_bytes(b'\xff\xfe\x00\x81')
   with pytest.raises(DcjaxError, match='no CSV file'):
@@ -217,6 +223,21 @@ def test_bad_scenarios_are_one_line(tmp_path):
   root = bench(tmp_path / 'a', broken)
   with pytest.raises(DcjaxError, match='no annotation of CineBenchSyn'):
     layouts.read('cinebenchsyn', str(root), tmp_path)
+  cat = {'name': '{cat}', 'description': 'x', 'time_intervals': [0, 2]}
+  for n, wrong in enumerate(
+    (
+      {'summary': 3},
+      {'global_entities': [{'name': '{cat}', 'description': 3}]},
+      {'global_entities': [{'name': '{cat}', 'ref_image_path': 3}]},
+      {'global_entities': [{'name': 3}]},
+      {'global_entities': ['{cat}']},
+      {'dense_entities': [cat | {'time_intervals': [0, 2, 4, 6]}]},
+      {'dense_entities': [cat | {'description': 3}]},
+    )
+  ):
+    root = bench(tmp_path / f'w{n}', scenario(**wrong))
+    with pytest.raises(DcjaxError, match='no annotation of CineBenchSyn'):
+      layouts.read('cinebenchsyn', str(root), tmp_path)
   root = bench(tmp_path / 'b', scenario(dense_entities=[]))
   with pytest.raises(DcjaxError, match='no dense_entities'):
     layouts.read('cinebenchsyn', str(root), tmp_path)

@@ -186,6 +186,15 @@ def test_what_the_picture_shows_is_said_to_who_sees_none():
   assert making.described(item).prompt == (
     'a small red star and a large orange star. the small star is still.'
   )
+  alone = items.Item(
+    'one',
+    'a star.',
+    2.0,
+    (64, 64),
+    8.0,
+    (dataclasses.replace(references[1], word='star'),),
+  )
+  assert making.described(alone).prompt == 'an orange star.'
   (said,) = making.described(item).events
   assert said.text == 'the large orange star is still.'
   long = items.Reference(

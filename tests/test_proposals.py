@@ -88,7 +88,9 @@ def test_asks_again_until_an_answer_is_right():
 
   def generate(prompt, seed):
     asked.append((prompt, seed))
-    return json.dumps(ANSWER) if len(asked) % 3 == 0 else 'no'
+    count = 2 if 'two subjects' in prompt else 1
+    right = changed(subjects=ANSWER['subjects'][:count])
+    return right if len(asked) % 3 == 0 else 'no'
 
   found = proposals.propose(generate, 2, seed=5)
   assert [x.id for x in found] == ['llm_000', 'llm_001']
@@ -129,6 +131,39 @@ def test_pictures_are_drawn_once(tmp_path):
   made = Benchmark('x', tuple(drawn), tmp_path)
   item_file.write(tmp_path / 'b.json', made)
   assert item_file.read(tmp_path / 'b.json') == made
+
+
+def test_pictures_of_something_else_are_drawn_anew(tmp_path):
+  asked = []
+
+  def paint(prompt, seed):
+    asked.append(prompt)
+    return np.zeros((8, 8, 3), np.uint8)
+
+  def draw(description, seed=0):
+    of = Reference('', 'bird', 0, 1, description)
+    item = Item('b', 'a bird', 5.0, (8, 8), 8.0, (of,))
+    proposals.draw(paint, [item], tmp_path, seed=seed)
+    return len(asked)
+
+  assert draw('a penguin') == draw('a penguin') == 1
+  assert draw('a kite') == 2 and asked[-1].startswith('a kite')
+  assert draw('a kite', seed=1) == 3
+  (tmp_path / 'images' / 'b_0.png').write_text('no picture')
+  with pytest.raises(DcjaxError, match='b_0.png is no picture'):
+    draw('a kite')
+
+
+def test_as_many_subjects_as_were_asked_for():
+  asked = []
+
+  def generate(prompt, seed):
+    asked.append(prompt)
+    return json.dumps(ANSWER)  # two, always
+
+  with pytest.raises(DcjaxError, match='2 subjects; 1 were asked for'):
+    proposals.propose(generate, 1)
+  assert len(asked) == proposals.TRIES
 
 
 # ---- small random models of the same classes ---------------------------------
@@ -248,7 +283,7 @@ def test_missing_models_are_one_line(tmp_path, monkeypatch):
     proposals.language_model('')
   with pytest.raises(DcjaxError, match='owner/llm is not here'):
     proposals.language_model('owner/llm')
-  with pytest.raises(DcjaxError, match='is a folder without it'):
+  with pytest.raises(DcjaxError, match='cannot be read .*give a folder'):
     proposals.image_model(str(tmp_path))
   monkeypatch.setitem(sys.modules, 'diffusers', None)
   with pytest.raises(DcjaxError, match='needs diffusers'):

@@ -271,6 +271,8 @@ def reference(**changes):
     (bad_item(seed=1.7), 'seed is 1.7'),
     (bad_item(seed=10**20), 'seed is .* below 4294967296'),
     (bad_item(kind=3), 'kind is 3; expected a text'),
+    (bad_item(kind='all'), "kind is 'all', which is a part of every table"),
+    (bad_item(kind='2 references'), 'which is a part of every table'),
     (
       bad_item(
         references=[GOOD['references'][0] | {'description': None}],
@@ -298,6 +300,7 @@ def test_bad_files_are_one_line(tmp_path):
 
   whole = {'format': 's2vtime', 'version': 1, 'items': [GOOD]}
   refused('is no JSON file', '{')
+  refused('is no JSON file', '[' * 100_000)
   refused(r'is \[\]; expected an object', '[]')
   refused("unknown key 'item'", whole | {'item': 1})
   refused("'s2vtime' version 2; this reads", whole | {'version': 2})
@@ -314,6 +317,24 @@ def test_bad_files_are_one_line(tmp_path):
   ]
   with pytest.raises(DcjaxError, match='does not exist'):
     item_file.read(tmp_path / 'none.json')
+
+
+def test_groups_have_one_midpoint_and_different_lengths(tmp_path):
+  path = tmp_path / 'b.json'
+
+  def read(*intervals):
+    items = [
+      bad_item(id=f'a{i}', group='g', references=reference(start=s, end=e))
+      for i, (s, e) in enumerate(intervals)
+    ]
+    whole = {'format': 's2vtime', 'version': 1, 'items': items}
+    path.write_text(json.dumps(whole))
+    return item_file.read(path, images=False)
+
+  assert len(read((1, 3), (1.5, 2.5), (0.5, 3.5)).items) == 3
+  for wrong in (((1, 3), (1.5, 3.5)), ((1, 3), (1, 3))):
+    with pytest.raises(DcjaxError, match="group 'g' .*different lengths"):
+      read(*wrong)
 
 
 def test_items_are_storyboards(tmp_path):
@@ -419,7 +440,20 @@ def test_builds_and_scores_the_world(built, tmp_path, capsys):
   assert (tmp_path / 'timing.txt').read_text() in printed
 
 
-def test_videos_of_any_kind_are_found(built, tmp_path):
+@pytest.mark.parametrize('size', [(24, 24), (64, 128)])
+def test_squeezed_and_tiny_videos_are_refused(built, tmp_path, size):
+  benchmark = item_file.read(built / 'benchmark.json')
+  for item in benchmark.items:
+    video = np.zeros((17, *size, 3), np.uint8)
+    video_lib.write_video(tmp_path / f'{item.id}.mp4', video, 8)
+  c = config('score')
+  c.score.benchmark = str(built / 'benchmark.json')
+  c.score.videos = str(tmp_path)
+  with pytest.raises(DcjaxError, match='pixels, but 64x64 were asked for'):
+    s2vtime.score(c, tmp_path / 'out')
+
+
+def test_videos_of_any_kind_are_found(built, tmp_path, capsys):
   benchmark = item_file.read(built / 'benchmark.json')
   first, second, *_ = benchmark.items
   video = video_lib.read_video(built / 'rendered' / f'{first.id}.mp4').frames
@@ -438,6 +472,7 @@ def test_videos_of_any_kind_are_found(built, tmp_path):
   c.score.partial = True
   record = s2vtime.score(c, tmp_path / 'out')
   assert [x['fps'] for x in record['items']] == [8.0, 8.0]
+  assert '2 of 5 items have a video' in capsys.readouterr().out
 
 
 def test_mistakes_of_the_task(built, tmp_path):
@@ -461,6 +496,23 @@ def test_mistakes_of_the_task(built, tmp_path):
     score__judge='human',
   )
   refused('use one of world', job='build', build__source='moon')
+  for key in ('build', 'score'):
+    refused(
+      f'config.{key}.seed is -1; expected a whole number from 0',
+      job=key,
+      **{f'{key}__seed': -1},
+    )
+  for area in (-1.0, 1.0, NAN):
+    refused(
+      'area is .*; expected',
+      score__area=area,
+      score__videos=str(built / 'rendered'),
+    )
+  for key, value in (('looks', 3), ('device', 'cpu'), ('download', True)):
+    refused(
+      f"config.score.{key} is .* the judge is 'world'",
+      **{f'score__{key}': value},
+    )
   for source, key, value in (
     ('world', 'extended', True),
     ('world', 'image_model', 'x'),

@@ -251,25 +251,21 @@ def load(
   """
   if looks < 1:
     raise DcjaxError(f'looks is {looks}; expected 1 frame or more')
-  torch = pretrained.require_torch('the judge of real videos')
+  pretrained.require_torch('the judge of real videos')
   import transformers
 
-  device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+  device = pretrained.device(device)
 
   def model(kind: str, name: str) -> Any:
-    return pretrained.load(getattr(transformers, kind), name, download).to(
-      device
-    )
-
-  def words(name: str) -> Any:
-    return pretrained.load(transformers.AutoTokenizer, name, download)
+    network = pretrained.load(getattr(transformers, kind), name, download)
+    return network.to(device)
 
   return Experts(
     model('GroundingDinoForObjectDetection', detector),
-    words(detector),
+    pretrained.load_tokenizer(detector, download),
     model('Sam2VideoModel', segmenter),
     model('CLIPModel', clip),
-    words(clip),
+    pretrained.load_tokenizer(clip, download),
     looks=looks,
     area=area,
   )

@@ -17,9 +17,11 @@ item with the same word and image are one subject that comes back.
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
+import re
 from typing import Any
 
 from dcjax import storyboard_rules as rules
@@ -49,14 +51,15 @@ def read(
       key is unknown or missing, or a value impossible: an interval that is
       empty, reversed or outside the video, a word that is not in the prompt,
       an id that is there twice or no file name, a picture that is missing,
-      timed captions that overlap.
+      timed captions that overlap; items of one group with other midpoints or
+      equal lengths.
   """
   path = Path(path)
   try:
     record = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError as error:
     raise DcjaxError(f'{path} does not exist') from error
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise DcjaxError(f'{path} is no JSON file: {error}') from error
   record = _keys(record, str(path), ('format', 'version', 'items'), ('name',))
   if (record['format'], record['version']) != (FORMAT, VERSION):
@@ -71,6 +74,7 @@ def read(
   )
   benchmark = Benchmark(str(record.get('name', path.stem)), items, path.parent)
   check_ids(items)
+  _check_groups(items)
   if images:
     _check_images(benchmark, nameless)
   return benchmark
@@ -114,7 +118,7 @@ def parse(record: Any, where: str) -> Item:
       _event(x, f'{where}: event {n}', seconds)
       for n, x in enumerate(_list(record.get('events', []), where, 'events'))
     ),
-    kind=_string(record.get('kind', ''), f'{where}: kind'),
+    kind=_kind(record.get('kind', ''), f'{where}: kind'),
     group=_string(record.get('group', ''), f'{where}: group'),
     seed=record.get('seed', 0),
     options=_options(record, where),
@@ -142,6 +146,26 @@ def check_ids(items: Sequence[Item]) -> None:
     if item.id in seen:
       raise DcjaxError(f'the id {item.id!r} is there twice')
     seen.add(item.id)
+
+
+def _check_groups(items: Sequence[Item]) -> None:
+  """A group tells lengths apart where midpoints cannot."""
+  groups: dict[str, list[Item]] = {}
+  for item in items:
+    if item.group:
+      groups.setdefault(item.group, []).append(item)
+  for name, members in groups.items():
+    firsts = [x.subjects[0].intervals[0] for x in members]
+    near = 0.5 / min(x.fps for x in members)  # half a frame
+    middles = sorted((start + end) / 2 for start, end in firsts)
+    lengths = sorted(end - start for start, end in firsts)
+    if middles[-1] - middles[0] > near or any(
+      b - a < near for a, b in itertools.pairwise(lengths)
+    ):
+      raise DcjaxError(
+        f'the items of group {name!r} have the first intervals {firsts}; '
+        'expected one midpoint, and different lengths'
+      )
 
 
 def _options(record: dict[str, Any], where: str) -> dict[str, Any]:
@@ -222,6 +246,13 @@ def _list(value: Any, where: str, key: str) -> list:
 def _string(value: Any, where: str) -> str:
   if not isinstance(value, str):
     raise DcjaxError(f'{where} is {value!r}; expected a text')
+  return value
+
+
+def _kind(value: Any, where: str) -> str:
+  """Not a name that parts of the table have anyway."""
+  if _string(value, where) == 'all' or re.fullmatch(r'\d+ references?', value):
+    raise DcjaxError(f'{where} is {value!r}, which is a part of every table')
   return value
 
 

@@ -6,8 +6,9 @@ A judge is a function
 
 of a video [f h w 3] uint8, its frames a second, the item that it was made of
 and the picture of each of its subjects, uint8 [h w 3] or None. The item tells
-it what to look for, in words and descriptions, and when a look is worth most.
-It never decides presence by the asked intervals.
+it what to look for, in words and descriptions, and when a look is worth most:
+a judge may search for a subject there alone. Once it is found, the asked
+intervals do not decide in which frames it is.
 """
 
 from collections.abc import Sequence

@@ -63,16 +63,19 @@ def read_tempocontrol(path: Path) -> list[Item]:
   """
   try:
     with path.open(newline='', encoding='utf-8-sig') as file:
-      rows = list(csv.DictReader(file))
-  except (OSError, UnicodeDecodeError) as error:
+      table = csv.DictReader(file)
+      rows = list(table)
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise DcjaxError(f'{path} is no CSV file: {error}') from error
   needed = ('prompt', 'temp_object', 'control_signal1')
-  missing = [x for x in needed if not rows or x not in rows[0]]
+  missing = [x for x in needed if x not in (table.fieldnames or ())]
   if missing:
     raise DcjaxError(
       f'{path} has no column {missing[0]!r}; TempoControl has '
       f'{", ".join(needed)}'
     )
+  if not rows:
+    raise DcjaxError(f'{path} has no rows after its first line')
   return [
     _tempo_item(row, f'{path.stem}_{n:03d}', f'{path}: row {n + 2}')
     for n, row in enumerate(rows)
@@ -164,12 +167,18 @@ def read_cinebenchsyn(path: Path, folder: Path) -> list[Item]:
 def _cine_item(file: Path, root: Path, folder: Path) -> Item | None:
   try:
     record = json.loads(file.read_text(encoding='utf-8'))
-    entities = {x['name']: x for x in record['global_entities']}
+    summary = _plain(record.get('summary'))
+    looks = {
+      x['name']: (_plain(x.get('description')), _plain(x.get('ref_image_path')))
+      for x in record['global_entities']
+    }
     told = [(x['name'], _cine_event(x)) for x in record['dense_entities']]
-  except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    names = {name: _plain(name) for name in looks}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise DcjaxError(
-      f'{file} is no annotation of CineBenchSyn ({error!r}); expected '
-      'global_entities and dense_entities with names and time_intervals'
+      f'{file} is no annotation of CineBenchSyn ({error!r}); expected texts, '
+      'and global_entities and dense_entities with names and time_intervals of '
+      'a start and an end'
     ) from error
   if not told:
     raise DcjaxError(f'{file} has no dense_entities')
@@ -178,8 +187,8 @@ def _cine_item(file: Path, root: Path, folder: Path) -> Item | None:
   name = f'{int(number) + 1:05d}' if number.isdigit() else number
   seconds = max(event.end for _, event in told)
   references, described = [], []
-  for entity, about in entities.items():
-    picture = _cine_picture(about, entity, root, number)
+  for entity, (look, named) in looks.items():
+    picture = _cine_picture(named, entity, root, number)
     present = _union([e for who, e in told if who == entity])
     nobody = entity in _NOBODY or entity.startswith('{scene')
     if picture is None or not present or nobody:
@@ -188,20 +197,18 @@ def _cine_item(file: Path, root: Path, folder: Path) -> Item | None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     if copy.resolve() != picture.resolve():
       shutil.copyfile(picture, copy)
-    look = _plain(about.get('description', ''))
-    described.append(look or f'There is {_plain(entity)}.')
+    described.append(look or f'There is {names[entity]}.')
     references += [
-      Reference(f'images/{copy.name}', _plain(entity), *x, look)
-      for x in present
+      Reference(f'images/{copy.name}', names[entity], *x, look) for x in present
     ]
   if not references:
     return None
   # The summary does not use the names: the descriptions bring them in.
-  prompt = ' '.join([_plain(record.get('summary', '')), *described]).strip()
+  prompt = ' '.join([summary, *described]).strip()
   actions = [
-    (_plain(event.text), (event.start, event.end))
+    (event.text, (event.start, event.end))
     for who, event in told
-    if who not in _NOBODY and who in entities
+    if who not in _NOBODY and who in looks
   ]
   return Item(
     id=name,
@@ -216,16 +223,15 @@ def _cine_item(file: Path, root: Path, folder: Path) -> Item | None:
 
 
 def _cine_event(record: Mapping[str, Any]) -> Event:
-  start, end = (float(x) for x in record['time_intervals'][:2])
-  return Event(str(record.get('description') or ''), start, end)
+  start, end = (float(x) for x in record['time_intervals'])
+  return Event(_plain(record.get('description')), start, end)
 
 
 def _cine_picture(
-  about: Mapping[str, Any], entity: str, root: Path, number: str
+  named: str, entity: str, root: Path, number: str
 ) -> Path | None:
   """The picture of an entity: as it is named, or by the file's own pattern."""
   images = root / 'reference_images'
-  named = about.get('ref_image_path')
   if named and (images / Path(named).name).is_file():
     return images / Path(named).name
   word = entity.strip('{}')

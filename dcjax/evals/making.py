@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+import re
 from typing import Any
 import zlib
 
@@ -71,6 +72,10 @@ def make(
       are there were made of or by something else.
   """
   check(system, batch)
+  if system in PROMPTS and options.get('guidance') is not None:
+    raise DcjaxError(
+      f'guidance is that of references, which the system {system!r} has not'
+    )
   folder = Path(folder)
   made = {'system': system, 'base': base.fingerprint, 'seed': seed}
   made |= {key: str(x) for key, x in options.items()}
@@ -181,7 +186,7 @@ def _of_prompts(
 def described(item: Item) -> Item:
   """The item whose texts say of 'a small star' that it is small and red.
 
-  A subject's words are replaced where its description ends in the same word.
+  A subject's words are replaced where its description has the same noun.
   """
   texts, references = [item.prompt, *(x.text for x in item.events)], []
   for x in item.references:
@@ -191,8 +196,7 @@ def described(item: Item) -> Item:
       extra = [w for w in x.word.split() if w not in look.split()]
       look = ' '.join([*extra, look])
       texts = [
-        text if look in text else text.replace(x.word, look, 1)
-        for text in texts
+        text if look in text else _told_as(text, x.word, look) for text in texts
       ]
       x = dataclasses.replace(x, word=look)
     references.append(x)
@@ -204,6 +208,18 @@ def described(item: Item) -> Item:
   return dataclasses.replace(
     item, prompt=prompt, references=tuple(references), events=events
   )
+
+
+def _told_as(text: str, word: str, look: str) -> str:
+  """The text with other words for a subject, and the article that they take."""
+
+  def told(found: re.Match) -> str:
+    article = found.group(1)
+    if article:
+      article = 'an ' if look[0] in 'aeiou' else 'a '
+    return f'{article or ""}{look}'
+
+  return re.sub(rf'\b(an? )?{re.escape(word)}\b', told, text, count=1)
 
 
 def phrased_prompt(item: Item) -> str:

@@ -38,6 +38,7 @@ _PICTURE = (
   'light'
 )
 
+_ORIGIN = 'drawn from'  # text in a PNG
 Generate = Callable[[str, int], str]  # (prompt, seed) -> answer
 Draw = Callable[[str, int], np.ndarray]  # (prompt, seed) -> uint8 [h w 3]
 
@@ -70,7 +71,13 @@ def propose(generate: Generate, count: int, *, seed: int = 0) -> list[Item]:
     for attempt in range(TRIES):
       try:
         answer = generate(asked, seed * 100_003 + n * TRIES + attempt)
-        items.append(parse(answer, f'llm_{n:03d}'))
+        item = parse(answer, f'llm_{n:03d}')
+        if len(item.references) != 1 + two:
+          raise DcjaxError(
+            f'{item.id}: {len(item.references)} subjects; {1 + two} were asked '
+            'for'
+          )
+        items.append(item)
         break
       except DcjaxError as error:
         reason = str(error)
@@ -144,6 +151,9 @@ def draw(
 ) -> list[Item]:
   """Draws the picture of every subject that has none in the folder.
 
+  A picture says in itself what it was drawn from, and is drawn anew where that
+  is something else now; one that says nothing is somebody's own, and kept.
+
   Args:
     paint: gives a picture of a prompt.
     items: whose pictures are drawn; those without a name get one.
@@ -153,7 +163,7 @@ def draw(
   Returns:
     The items, all with pictures.
   """
-  from PIL import Image
+  from PIL import Image, PngImagePlugin
 
   drawn = []
   for item in items:
@@ -166,13 +176,27 @@ def draw(
     item = dataclasses.replace(item, references=tuple(named))
     for subject in item.subjects:
       path = folder / subject.image
-      if not path.is_file():
-        prompt = _PICTURE.format(subject.description or subject.word)
+      prompt = _PICTURE.format(subject.description or subject.word)
+      origin = f'{prompt} seed {seed}'
+      if not path.is_file() or _drawn_from(path) not in (None, origin):
+        about = PngImagePlugin.PngInfo()
+        about.add_text(_ORIGIN, origin)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(paint(prompt, seed)).save(path)
+        Image.fromarray(paint(prompt, seed)).save(path, 'PNG', pnginfo=about)
       seed += 1
     drawn.append(item)
   return drawn
+
+
+def _drawn_from(path: Path) -> str | None:
+  """What a picture says of itself, if it was drawn here."""
+  from PIL import Image
+
+  try:
+    with Image.open(path) as image:
+      return image.info.get(_ORIGIN)
+  except OSError as error:
+    raise DcjaxError(f'{path} is no picture: {error}') from error
 
 
 def language_model(name: str, *, download: bool = False) -> Generate:
@@ -186,12 +210,12 @@ def language_model(name: str, *, download: bool = False) -> Generate:
       'items from a language model need one: give '
       '--config.build.language_model=FOLDER, or use --config=...:templates'
     )
-  torch = pretrained.require_torch('a language model')
+  pretrained.require_torch('a language model')
   import transformers
 
-  words = pretrained.load(transformers.AutoTokenizer, name, download)
+  words = pretrained.load_tokenizer(name, download)
   model = pretrained.load(transformers.AutoModelForCausalLM, name, download)
-  model = model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+  model = model.to(pretrained.device('')).eval()
   return lambda prompt, seed: generate(model, words, prompt, seed)
 
 
@@ -225,7 +249,7 @@ def image_model(name: str, *, download: bool = False) -> Draw:
   Raises:
     DcjaxError: no PyTorch or diffusers, or no weights.
   """
-  torch = pretrained.require_torch('an image model')
+  pretrained.require_torch('an image model')
   try:
     import diffusers
   except ImportError as error:
@@ -234,8 +258,8 @@ def image_model(name: str, *, download: bool = False) -> Draw:
       "'dcjax[eval]'"
     ) from error
   kind = diffusers.AutoPipelineForText2Image
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  pipeline = pretrained.load(kind, name, download).to(device)
+  pipeline = pretrained.load(kind, name, download)
+  pipeline = pipeline.to(pretrained.device(''))
   pipeline.set_progress_bar_config(disable=True)
   return lambda prompt, seed: paint(pipeline, prompt, seed)
 

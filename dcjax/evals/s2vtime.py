@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dcjax import machine
+from dcjax import storyboard_rules as rules
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.evals import (
@@ -30,12 +31,15 @@ from dcjax.evals import (
 from dcjax.evals.items import Benchmark, Item
 from dcjax.evals.judging import Judge
 
-SUFFIXES = ('.mp4', '.mkv', '.mov', '.webm', '.avi', '.gif', '.webp', '.png')
+SUFFIXES = (
+  *('.mp4', '.m4v', '.mkv', '.mov', '.webm', '.avi', '.mpg', '.mpeg', '.ts'),
+  *('.gif', '.webp', '.png', '.apng', '.avif'),
+)
 SOURCES = ('world', 'templates', 'llm', *layouts.LAYOUTS)
 FILE = 'benchmark.json'
 # Of `config.build`: what only some sources read, and its default.
 _OPEN = tuple(x for x in SOURCES if x != 'world')
-_READ_BY = {
+_BUILT_FROM = {
   'count': (128, ('world', 'templates', 'llm')),
   'again': (0, ('world',)),
   'kinds': (world_items.KINDS, ('world',)),
@@ -46,6 +50,16 @@ _READ_BY = {
   'image_model': ('', _OPEN),
   'download': (False, _OPEN),
 }
+# And of `config.score`: what only the experts read.
+_JUDGED_BY = {
+  'detector': ('IDEA-Research/grounding-dino-base', ('experts',)),
+  'segmenter': ('facebook/sam2.1-hiera-large', ('experts',)),
+  'clip': ('openai/clip-vit-large-patch14', ('experts',)),
+  'looks': (5, ('experts',)),
+  'device': ('', ('experts',)),
+  'download': (False, ('experts',)),
+}
+JUDGES = ('world', 'experts')
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -68,12 +82,8 @@ def build(config: ConfigDict, folder: Path) -> Benchmark:
     raise DcjaxError(
       f'config.build.source is {c.source!r}; use one of {", ".join(SOURCES)}'
     )
-  for key, (default, sources) in _READ_BY.items():
-    if c.source not in sources and c.get(key, default) != default:
-      raise DcjaxError(
-        f'config.build.{key} is {c[key]!r}, which only {", ".join(sources)} '
-        f'reads; the source is {c.source!r}'
-      )
+  _check_unread(c, 'build', 'source', _BUILT_FROM)
+  rules.check_seed(c.seed, 'config.build.seed')
   folder.mkdir(parents=True, exist_ok=True)
   if c.source == 'world':
     benchmark = _build_world(c, folder)
@@ -90,6 +100,16 @@ def build(config: ConfigDict, folder: Path) -> Benchmark:
       'name them in the JSON'
     )
   return benchmark
+
+
+def _check_unread(c: ConfigDict, job: str, choice: str, table: dict) -> None:
+  """Refuses what was given and nobody would read."""
+  for key, (default, readers) in table.items():
+    if c[choice] not in readers and c.get(key, default) != default:
+      raise DcjaxError(
+        f'config.{job}.{key} is {c[key]!r}, which only {", ".join(readers)} '
+        f'reads; the {choice} is {c[choice]!r}'
+      )
 
 
 def _build_world(c: ConfigDict, folder: Path) -> Benchmark:
@@ -165,6 +185,12 @@ def make(config: ConfigDict, folder: Path) -> Path:
 def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
   """Writes `timing.json`, prints and writes the table."""
   c = config.score
+  if c.judge not in JUDGES:
+    raise DcjaxError(
+      f'config.score.judge is {c.judge!r}; use {" or ".join(JUDGES)}'
+    )
+  _check_unread(c, 'score', 'judge', _JUDGED_BY)
+  rules.check_seed(c.seed, 'config.score.seed')
   # Words are enough for judges that read them.
   benchmark = item_file.read(
     c.benchmark or folder / FILE, nameless=c.judge == 'experts'
@@ -177,6 +203,8 @@ def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
   paths = find(benchmark.items, Path(c.videos), partial=c.partial)
   origin.check(c.videos, origin.of_items(benchmark.items))
   kept = tuple(item for item in benchmark.items if item.id in paths)
+  if len(kept) < len(benchmark.items):
+    print(f'{len(kept)} of {len(benchmark.items)} items have a video')
   benchmark = Benchmark(benchmark.name, kept, benchmark.folder)
   record = scoring.score(
     benchmark,
@@ -198,19 +226,17 @@ def make_judge(c: ConfigDict) -> Judge:
   """The judge of `config.score`."""
   if c.judge == 'world':
     return world_judge.judge
-  if c.judge == 'experts':
-    from dcjax.evals import experts
+  from dcjax.evals import experts
 
-    return experts.load(
-      detector=c.detector,
-      segmenter=c.segmenter,
-      clip=c.clip,
-      looks=c.looks,
-      area=c.area,
-      device=c.device,
-      download=c.download,
-    )
-  raise DcjaxError(f'config.score.judge is {c.judge!r}; use world or experts')
+  return experts.load(
+    detector=c.detector,
+    segmenter=c.segmenter,
+    clip=c.clip,
+    looks=c.looks,
+    area=c.area,
+    device=c.device,
+    download=c.download,
+  )
 
 
 def find(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dcjax import storyboard_rules as rules
 from dcjax.errors import DcjaxError
 from dcjax.evals import bootstrap, chance, timing
 from dcjax.evals.items import Benchmark, Item
@@ -71,8 +72,12 @@ def score(
     interval', and the part 'all', '1 reference', '2 references' or a kind.
 
   Raises:
-    DcjaxError: a video has another duration than was asked for.
+    DcjaxError: a video has another duration than was asked for, or the area is
+      no part of a frame.
   """
+  rules.number(area, 'area')
+  if not 0 <= area < 1:
+    raise DcjaxError(f'area is {area:g}; expected a part, from 0 to below 1')
   pictures = pictures or (lambda item: read_pictures(benchmark, item))
   items, rows = [], defaultdict(list)
   for item in benchmark.items:
@@ -166,7 +171,7 @@ def _rate(item: Item, frames: int, fps: float, stretch: bool) -> float:
     raise DcjaxError(
       f'the video of {item.id} lasts {lasts:.2f} s ({frames} frames at '
       f'{fps:g} fps), but {item.seconds:g} s were asked for; make it as long, '
-      'or compare fractions of the duration (stretch)'
+      'or compare fractions of the duration: config.score.stretch=True'
     )
   return fps
 

@@ -58,8 +58,8 @@ def judge(
     diagonal; `reference` 1 where the shape is that of the picture, else 0.
 
   Raises:
-    DcjaxError: two subjects have one colour, or a picture shows none or is
-      missing.
+    DcjaxError: two subjects have one colour, a picture shows none or is
+      missing, or the video is too small or of another form.
   """
   del fps
   if any(picture is None for picture in pictures):
@@ -67,7 +67,8 @@ def judge(
       f'item {item.id}: the judge of the world knows subjects by the colour of '
       'their pictures, and one has none'
     )
-  colors = [color_of(picture) for picture in pictures]
+  colors = [_color_in(item, picture) for picture in pictures]
+  _check_size(item, video)
   if len(set(colors)) < len(colors):
     raise DcjaxError(
       f'item {item.id}: its references are of one colour, '
@@ -120,6 +121,25 @@ def color_of(picture: np.ndarray) -> int:
   weight = np.exp(-((nearest.min(-1) / 0.2) ** 2))
   votes = np.bincount(nearest.argmin(-1), weight, len(paints))
   return int(votes.argmax())
+
+
+def _color_in(item: Item, picture: np.ndarray) -> int:
+  try:
+    return color_of(picture)
+  except DcjaxError as error:
+    raise DcjaxError(f'item {item.id}: {error}') from error
+
+
+def _check_size(item: Item, video: np.ndarray) -> None:
+  """Shapes are read by their form: neither squeezed nor of a few pixels."""
+  (h, w), (height, width) = video.shape[1:3], item.size
+  form = h * width / (w * height)
+  if min(h / height, w / width) < 0.5 or not 0.9 < form < 1.1:
+    raise DcjaxError(
+      f'the video of {item.id} has {h}x{w} pixels, but {height}x{width} were '
+      'asked for; the judge of the world reads that form, at half the size or '
+      'more'
+    )
 
 
 def words_of(item: Item, subject: Subject) -> Said:
