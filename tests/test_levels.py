@@ -84,7 +84,8 @@ LEVELS = """
 
   evals.timing  evals.bootstrap
   evals.chance  evals.items
-  evals.item_file  evals.judging  evals.world_scenes  evals.scenarios
+  evals.item_file  evals.judging  evals.pairs  evals.world_scenes
+  evals.scenarios
   evals.world_items  evals.layouts  evals.scoring  evals.origin
   evals.crops  evals.pretrained
   evals.proposals  evals.experts

@@ -157,15 +157,19 @@ def test_order_in_groups_tells_length_from_midpoint():
   spans = {'short': (1.5, 2.5), 'medium': (1.25, 2.75), 'long': (0.5, 3.5)}
   members = [item(k, spans=((v,),), group='g') for k, v in spans.items()]
   right = [shown([(12, 20)]), shown([(10, 22)]), shown([(4, 28)])]
-  order = lambda videos: (
-    score(list(zip(members, videos, strict=True)))['table']['videos']['all'][
-      'order'
-    ].mean
-  )
+  record = lambda videos: score(list(zip(members, videos, strict=True)))
+  order = lambda videos: record(videos)['table']['videos']['all']['order'].mean
   assert order(right) == 1
   assert order(right[::-1]) == 0
   assert order([right[1]] * 3) == 0.5  # who knows the midpoint alone
   assert order([right[0], shown([]), right[2]]) == pytest.approx(1 / 3)
+  mixed = record([right[0], right[0], shown([(14, 18)])])
+  assert mixed['order'] == {'longer': 0, 'equal': 1, 'shorter': 2, 'unseen': 0}
+  unseen = record([right[0], shown([]), right[2]])
+  assert unseen['order']['unseen'] == 2
+  assert 'order, of 3 pairs: 1 longer, 0 equal, 0 shorter, 2 unseen' in (
+    scoring.table(unseen)
+  )
 
 
 def test_who_comes_back():

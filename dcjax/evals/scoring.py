@@ -9,15 +9,13 @@ only part that knows what is in the pictures.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-import itertools
-import math
 from typing import Any
 
 import numpy as np
 
 from dcjax import storyboard_rules as rules
 from dcjax.errors import DcjaxError
-from dcjax.evals import bootstrap, chance, timing
+from dcjax.evals import bootstrap, chance, pairs, timing
 from dcjax.evals.items import Benchmark, Item
 from dcjax.evals.judging import Judge, Verdict
 
@@ -67,9 +65,10 @@ def score(
     seed: of the bootstrap.
 
   Returns:
-    JSON values. 'items': what was seen of each. 'table': {system: {part:
-    {key: Mean}}}, where the system is 'videos', 'always present' or 'random
-    interval', and the part 'all', '1 reference', '2 references' or a kind.
+    JSON values. 'items': what was seen of each. 'order': `pairs.counts`.
+    'table': {system: {part: {key: Mean}}}, where the system is 'videos',
+    'always present' or 'random interval', and the part 'all', '1 reference',
+    '2 references' or a kind.
 
   Raises:
     DcjaxError: a video has another duration than was asked for, or the area is
@@ -92,6 +91,7 @@ def score(
   return {
     'benchmark': benchmark.name,
     'items': items,
+    'order': pairs.counts(benchmark.items, items),
     'table': {name: _split(found, seed) for name, found in rows.items()},
   }
 
@@ -269,27 +269,16 @@ def _rows(item: Item, subjects: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _order(items: Sequence[Item], rows: Sequence[Row]) -> list[Row]:
-  """For each pair of a group: whether what was asked longer came out longer.
-
-  As long is half right, and a pair with one that was never seen is wrong. The
-  midpoints are the same, so that who knows only those scores a half at best.
-  """
+  """A row for each pair of a group."""
   lengths = {row['item']: row['length'] for row in rows if 'item' in row}
-  groups: dict[str, list[Item]] = defaultdict(list)
-  for item in items:
-    if item.group:
-      groups[item.group].append(item)
-  asked = lambda x: (
-    x.subjects[0].intervals[0][1] - x.subjects[0].intervals[0][0]
-  )
-  found = []
-  for group, members in groups.items():
-    for a, b in itertools.combinations(sorted(members, key=asked), 2):
-      longer = lengths[b.id] - lengths[a.id]
-      right = 0.0 if math.isnan(longer) else (np.sign(round(longer, 6)) + 1) / 2
-      parts = _parts(a, len(a.subjects))
-      found.append({'video': group, 'parts': parts, 'order': float(right)})
-  return found
+  return [
+    {
+      'video': a.group,
+      'parts': _parts(a, len(a.subjects)),
+      'order': pairs.ORDER[outcome],
+    }
+    for a, outcome in pairs.outcomes(items, lengths)
+  ]
 
 
 def _parts(item: Item, count: int) -> tuple[str, ...]:
@@ -325,13 +314,18 @@ def table(record: Mapping[str, Any]) -> str:
       cells = [cell(parts[part].get(key)) for key in keys]
       lines.append([f'{part}: {system}', *cells])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(
+  text = [
     '  '.join(
       x.rjust(width) if n else x.ljust(width)
       for n, (x, width) in enumerate(zip(line, widths, strict=True))
     ).rstrip()
     for line in lines
-  )
+  ]
+  counts = record.get('order', {})
+  if sum(counts.values()):
+    told = ', '.join(f'{n} {name}' for name, n in counts.items())
+    text += ['', f'order, of {sum(counts.values())} pairs: {told}']
+  return '\n'.join(text)
 
 
 def cell(mean: bootstrap.Mean | None, sign: str = '') -> str:

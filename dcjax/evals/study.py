@@ -152,7 +152,7 @@ def _judge(
   print(scoring.table(record), flush=True)
   result = {'row': name, 'seed': seed}
   s2vtime.write_record(
-    path, result | {'table': record['table'], 'items': record['items']}
+    path, result | {key: record[key] for key in ('table', 'order', 'items')}
   )
 
 
