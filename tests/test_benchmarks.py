@@ -1,5 +1,6 @@
 """What benchmarks measure with: random weights, times, records of failures."""
 
+import argparse
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from dcjax.errors import DcjaxError
+from dcjax.models import intervals, rope
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -107,6 +109,42 @@ def test_a_way_that_there_is_not_replaces_no_results(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['timed_concepts.py', '--only=evnt'])
   with pytest.raises(DcjaxError, match="--only is 'evnt'; use reference; .*"):
     timed_concepts.main()
+
+
+def test_what_a_head_reads_of_an_interval_is_its_logit():
+  """The features are those of a product of rotated queries and keys."""
+  import rotations
+
+  frames, channels = 5, 8
+  rng = np.random.default_rng(0)
+  span = np.array([[0.5, 2.25], [0.0, 3.0]])
+  q, k = rng.normal(size=(2, channels)).astype(np.float32)
+  options = {'border': 'keep'}
+  times, weights = intervals.anchors(span, frames, **options)
+  keys = intervals.table(times, weights, np.zeros((1, 2)), (channels, 0, 0))
+  queries = rope.table(np.arange(frames)[:, None], (channels,))
+  rotate = lambda x, table: np.asarray(
+    rope.rotate(np.broadcast_to(x, (1, len(table.cos), 1, channels)), table)
+  )[0, :, 0]
+  logits = [
+    rotate(q, queries) @ rotate(k, rope.Table(keys.cos[i], keys.sin[i]))[0]
+    for i in range(len(span))
+  ]
+  # The contents are free in each pair of channels: as one complex number each.
+  content = (q[::2] - 1j * q[1::2]) * (k[::2] + 1j * k[1::2])
+  read = rotations.Reader(np.r_[content.real, -content.imag], 0.0)
+  found = read(rotations.features(span, frames, channels, options))
+  np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_midpoint_does_not_tell_lengths():
+  import rotations
+
+  args = argparse.Namespace(count=300, decay=1e-3, seed=0)
+  row = lambda name: rotations.measure(21, 44, rotations.SCHEMES[name], args)
+  middle, weighted = row('midrope'), row('werope, kept')
+  assert middle['order'] == 0.5 and weighted['order'] > 0.95
+  assert weighted['IoU'] > middle['IoU'] + 0.05
 
 
 @pytest.mark.skipif(not shutil.which('timeout'), reason='coreutils: timeout')
