@@ -22,6 +22,7 @@ from dcjax import (
   timed_report,
 )
 from dcjax.concept import Concept
+from dcjax.data import canvas
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
 from dcjax.report import timeline
@@ -30,6 +31,7 @@ from dcjax.weights.base import Base, load_base
 from dcjax.weights.reference import FILE
 
 FORMATS = ('mp4', 'gif', 'webp')
+_TRIED = (64, 64)  # size at which pictures are tried
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -73,7 +75,8 @@ def _run_prompts(config: ConfigDict, workdir: Path) -> None:
   for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
     name = f'{_slug(prompt)}_{config.seed}_{i}'
     record = _record(base, config, concepts, prompt, i, options)
-    _write(workdir / name, video, base.format.fps, config, record)
+    _write_video(workdir / name, video, base.format.fps, config)
+    _write_record(workdir / name, record)
 
 
 def _load(config: ConfigDict) -> Base:
@@ -90,6 +93,10 @@ def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
         'place; give one of the two'
       )
   story = Storyboard.load(config.storyboard)
+  # What cannot be read is refused before a base is, which takes long.
+  concepts = timed_concepts.load(story.concepts)
+  for x in story.references:
+    canvas.load_reference(x.image, _TRIED)
   base = _load(config)
   options = _options(config)
   del options['guidance']
@@ -104,7 +111,9 @@ def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
     negative=config.negative,
     sampler=options['sampler'],
   )
-  concepts = timed_concepts.load(story.concepts)
+  path = workdir / f'{Path(config.storyboard).stem}_{story.seed}'
+  # Made for minutes: it is on disk before anything else is asked of it.
+  _write_video(path, video, story.fps, config)
   lanes, note = timed_report.lanes(base, story, video, concepts)
   folder = Path(config.references or base.reference_folder)
   record = {
@@ -123,8 +132,7 @@ def _run_storyboard(config: ConfigDict, workdir: Path) -> None:
     ],
     'machine': machine.describe(),
   }
-  path = workdir / f'{Path(config.storyboard).stem}_{story.seed}'
-  _write(path, video, story.fps, config, record)
+  _write_record(path, record)
   picture = path.with_name(f'{path.name}_timeline.png')
   title = story.prompt
   timeline.write(picture, video, story.fps, lanes, title=title, note=note)
@@ -141,17 +149,21 @@ def _absolute(story: Storyboard) -> dict[str, Any]:
   return record
 
 
-def _write(
-  path: Path, video: np.ndarray, fps: float, config: ConfigDict, record: Any
+def _write_video(
+  path: Path, video: np.ndarray, fps: float, config: ConfigDict
 ) -> None:
-  """PATH.FORMAT and PATH.json."""
+  """PATH.FORMAT."""
   path.parent.mkdir(parents=True, exist_ok=True)
   file = path.with_name(f'{path.name}.{config.format}')
   scale = config.scale or max(1, 256 // video.shape[1])
   video_lib.write_video(file, video, fps, scale=scale)
+  print(file)
+
+
+def _write_record(path: Path, record: Any) -> None:
+  """PATH.json."""
   text = json.dumps(record, indent=2) + '\n'
   path.with_name(f'{path.name}.json').write_text(text)
-  print(file)
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def check_least(config: ConfigDict, least: Mapping[str, float]) -> None:
   """
   for name, least_value in least.items():
     part, key = name.split('.')
-    if config[part][key] < least_value:
+    if not config[part][key] >= least_value:  # nan is no number either
       raise DcjaxError(
         f'config.{name} is {config[part][key]}; expected {least_value} or more'
       )

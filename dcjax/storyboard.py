@@ -157,12 +157,9 @@ class Storyboard:
         missing.
     """
     path = Path(path)
-    try:
-      record = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-      raise DcjaxError(f'there is no storyboard {path}') from error
-    except (OSError, ValueError) as error:
-      raise DcjaxError(f'{path} is no JSON file: {error}') from error
+    if not path.exists():
+      raise DcjaxError(f'there is no storyboard {path}')
+    record = rules.json_file(path)
     try:
       story = parse(record, path.parent)
       story.check_files()

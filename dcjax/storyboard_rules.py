@@ -3,9 +3,12 @@
 Times are seconds. Nothing is loaded or compiled here.
 """
 
+from collections.abc import Iterable
 import itertools
+import json
 import math
 import numbers
+from pathlib import Path
 import re
 from typing import Any
 
@@ -19,6 +22,9 @@ FORMS = {
   'video_alchemist': ('text', 'reference', 'time'),
   'instruct_pix2pix': ('text', 'reference', 'time'),
 }
+# Beyond these nobody means what he wrote: an hour, an 8K picture, the steps of
+# training, weights that leave no picture.
+SECONDS, FPS, SIDE, STEPS, SCALE = 3600.0, 1000.0, 8192, 1000, 1000.0
 # So many seeds are noises of their own; jax reads no more bits of one.
 SEEDS = 2**32
 # Two times that are nearer than this are one.
@@ -28,13 +34,13 @@ _SAME = 1e-6
 def check(story: Any) -> None:
   """Raises DcjaxError for the first rule that a `Storyboard` breaks."""
   text(story.prompt, 'prompt')
-  for key in ('seconds', 'fps', 'shift'):
+  for key, most in (('seconds', SECONDS), ('fps', FPS), ('shift', SCALE)):
     if getattr(story, key) is not None:
-      number(getattr(story, key), key, above=0)
+      number(getattr(story, key), key, above=0, most=most)
   _size(story.size)
   check_seed(story.seed, 'seed')
   if story.steps is not None:
-    whole(story.steps, 'steps', 1)
+    whole(story.steps, 'steps', 1, STEPS)
   if not (story.references or story.concepts or story.events):
     raise DcjaxError(
       'nobody is on the timeline; give references, concepts or events, or '
@@ -46,6 +52,7 @@ def check(story: Any) -> None:
     _check_concept(story, concept, f'concepts[{i}]')
   for i, event in enumerate(story.events):
     text(event.text, f'events[{i}].text')
+    number(event.end, f'events[{i}].end')
     _interval(story, event, f'events[{i}]')
   _check_words(story)
   _check_lane(story)
@@ -63,11 +70,16 @@ def _check_reference(story: Any, x: Any, where: str) -> None:
 def _check_concept(story: Any, x: Any, where: str) -> None:
   text(x.file, f'{where}.file')
   for key in ('identity', 'motion'):
-    number(getattr(x, key), f'{where}.{key}')
-  if number(x.fade, f'{where}.fade') < 0:
+    _scale(getattr(x, key), f'{where}.{key}')
+  if number(x.fade, f'{where}.fade', most=SECONDS) < 0:
     raise DcjaxError(f'{where}.fade is {x.fade:g}; expected 0 s or more')
   if not isinstance(x.gate, bool):
     raise DcjaxError(f'{where}.gate is {x.gate!r}; expected true or false')
+  if x.fade and not x.gate:
+    raise DcjaxError(
+      f'{where}.fade is {x.fade:g} s, but without a gate nothing fades; leave '
+      'one of the two out'
+    )
   if x.timing not in TIMINGS:
     raise DcjaxError(
       f'{where}.timing is {x.timing!r}; use one of {", ".join(TIMINGS)}'
@@ -96,27 +108,46 @@ def _in_prompt(word: str, prompt: str, where: str) -> None:
 
 def _count(word: str, prompt: str) -> int:
   """How often the word is in the prompt, as whole words."""
-  return len(re.findall(rf'(?<!\w){re.escape(word)}(?!\w)', prompt))
+  return len(re.findall(_whole_words(word), prompt))
+
+
+def _whole_words(text: str) -> str:
+  return rf'(?<!\w){re.escape(text)}(?!\w)'
 
 
 def _check_words(story: Any) -> None:
   """One word, one look; a subject that returns is not there twice at once."""
-  pictures: dict[str, list[str]] = {}
+  looks: dict[str, set[str]] = {}
   for x in story.references:
-    if x.image not in pictures.setdefault(x.word, []):
-      pictures[x.word].append(x.image)
-  for word, images in pictures.items():
-    if len(images) > 1 and _count(word, story.prompt) < len(images):
+    looks.setdefault(x.word, set()).add(x.image)
+  for x in story.concepts:
+    if x.word:
+      looks.setdefault(x.word, set()).add(x.image or x.file)
+  for word, of in looks.items():
+    if len(of) > 1:
       raise DcjaxError(
-        f'{len(images)} pictures have the word {word!r}, which is in the '
-        f'prompt {_count(word, story.prompt)} times; call each by words of its '
+        f'{len(of)} pictures have the word {word!r}; call each by words of its '
         'own, such as "small star" and "large star"'
       )
+    _check_apart(word, looks, story.prompt)
   for a, b in itertools.combinations(story.references, 2):
     if (a.word, a.image) == (b.word, b.image) and _overlap(story, a, b):
       raise DcjaxError(
         f'two intervals of {a.word!r} overlap; make them one, or leave a gap'
       )
+
+
+def _check_apart(word: str, words: Iterable[str], prompt: str) -> None:
+  """Beside 'red star', 'star' must be somewhere on its own."""
+  rest = prompt
+  for other in words:
+    if other != word and _count(word, other):
+      rest = re.sub(_whole_words(other), ' | ', rest)
+      if not _count(word, rest):
+        raise DcjaxError(
+          f'the word {word!r} is in the prompt as a part of {other!r} alone; '
+          'call each by words of its own'
+        )
 
 
 def _check_lane(story: Any) -> None:
@@ -165,7 +196,7 @@ def check_guidance(guidance: Any) -> None:
       f'guidance.form is {guidance.form!r}; use one of {", ".join(FORMS)}'
     )
   for key in ('text', 'reference', 'both', 'time'):
-    scale = number(getattr(guidance, key), f'guidance.{key}')
+    scale = _scale(getattr(guidance, key), f'guidance.{key}')
     if scale and key not in FORMS[guidance.form]:
       raise DcjaxError(
         f'guidance.{key} is {scale:g}, but the form {guidance.form!r} has only '
@@ -189,23 +220,61 @@ def text(value: Any, where: str) -> str:
   return value
 
 
-def number(value: Any, where: str, above: float | None = None) -> float:
-  """The value; DcjaxError if it is no finite number, or not above another."""
+def number(
+  value: Any, where: str, above: float | None = None, most: float = 1e9
+) -> float:
+  """The value; DcjaxError if it is no number, or not between two others."""
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not real or not math.isfinite(value):
-    raise DcjaxError(f'{where} is {value!r}; expected a number')
+  if not real or value != value or abs(value) == math.inf:
+    raise DcjaxError(f'{where} is {_told(value)}; expected a number')
   if above is not None and value <= above:
-    raise DcjaxError(f'{where} is {value!r}; expected more than {above:g}')
+    raise DcjaxError(f'{where} is {_told(value)}; expected more than {above:g}')
+  if abs(value) > most:
+    raise DcjaxError(f'{where} is {_told(value)}; expected {most:g} at most')
   return float(value)
 
 
-def whole(value: Any, where: str, least: int) -> None:
-  """Raises DcjaxError for what is no whole number, or a smaller one."""
+def whole(value: Any, where: str, least: int, most: int | None = None) -> None:
+  """Raises DcjaxError for what is no whole number, or not between two."""
   whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if not whole or value < least:
+  if not whole or value < least or (most is not None and value > most):
+    upto = '' if most is None else f' to {most}'
     raise DcjaxError(
-      f'{where} is {value!r}; expected a whole number from {least}'
+      f'{where} is {_told(value)}; expected a whole number from {least}{upto}'
     )
+
+
+def _scale(value: Any, where: str) -> float:
+  return number(value, where, most=SCALE)
+
+
+def _told(value: Any) -> str:
+  """As Python writes it, but for numbers that fill a page."""
+  if isinstance(value, int) and abs(value) > 10**30:
+    return 'a number of more than 30 digits'
+  return repr(value)
+
+
+def json_file(path: Path) -> Any:
+  """The values of a JSON file.
+
+  Raises:
+    DcjaxError: it cannot be read, is nested too deeply, or has a key twice.
+  """
+  try:
+    text = path.read_text(encoding='utf-8')
+    return json.loads(text, object_pairs_hook=_each_once)
+  except (OSError, ValueError, RecursionError) as error:
+    raise DcjaxError(f'{path} is no JSON file: {error}') from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in found:
+      raise ValueError(f'the key {key!r} is there twice')
+    found[key] = value
+  return found
 
 
 def _size(size: Any) -> None:
@@ -214,4 +283,4 @@ def _size(size: Any) -> None:
   if len(size) != 2:
     raise DcjaxError(f'size is {list(size)!r}; expected [height, width]')
   for key, value in zip(('height', 'width'), size, strict=True):
-    whole(value, f'the {key} of size', 1)
+    whole(value, f'the {key} of size', 1, SIDE)

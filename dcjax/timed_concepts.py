@@ -156,6 +156,25 @@ def numbered(concepts: Sequence[Concept]) -> list[dict[str, str]]:
   return shapes.numbering([concept.tokens for concept in concepts])
 
 
+def check_prompt(
+  timed: TimedConcept, names: dict[str, str], prompt: str, where: str
+) -> None:
+  """A look that was learnt as [v] is called by it, and once.
+
+  Raises:
+    DcjaxError: the prompt does not hold its [v], for a concept that is placed
+      by a picture, or holds it twice.
+  """
+  for old, new in names.items():
+    count = prompt.count(f'[{new}]')
+    least = 1 if timed.timing == 'reference' else 0
+    if old.startswith('v') and not least <= count <= 1:
+      raise DcjaxError(
+        f'the prompt holds [{new}] of {where} {count} times; expected it once: '
+        f'{prompt!r}'
+      )
+
+
 def word(
   timed: TimedConcept, names: dict[str, str], prompt: str, where: str
 ) -> str:

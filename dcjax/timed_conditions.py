@@ -116,6 +116,8 @@ def _pictures(
 ) -> list[Picture]:
   """All references, those of the concepts last."""
   names = timed_concepts.numbered(concepts) if concepts else []
+  for i, x in enumerate(story.concepts):
+    timed_concepts.check_prompt(x, names[i], story.prompt, f'concepts[{i}]')
   rows = [
     Picture(
       x.image,

@@ -12,6 +12,9 @@ from dcjax.models import intervals
 from dcjax.storyboard import Guidance, Storyboard
 from dcjax.weights.base import Base
 
+# Seconds: what ends as near to the end of the video ends with it.
+_SAME = 1e-6
+
 
 class Changes(NamedTuple):
   """What a caller says otherwise than the storyboards; None: as they say."""
@@ -30,7 +33,7 @@ def defaults(base: Base) -> dict[str, Any]:
 
   The embedded base has its own, chosen by what docs/results.md shows; others
   those of AlcheMinT, with the guidance of three weights that is Wan's 5 where
-  there are no references.
+  there are no references, or Video Alchemist's 8 and 3 for what is not Wan.
   """
   if base.name == 'world':
     return {
@@ -44,7 +47,7 @@ def defaults(base: Base) -> dict[str, Any]:
   return {
     'steps': 40,
     'shift': 5.66,
-    'guidance': Guidance(text=4.0, reference=1.5),
+    'guidance': Guidance(4.0, 1.5) if base.dit.is_wan else Guidance(8.0, 3.0),
     'sampler': 'euler',
   }
 
@@ -77,8 +80,25 @@ def resolve(
     references=[_ending(x, seconds) for x in story.references],
     concepts=[_ending(x, seconds) for x in story.concepts],
   )
-  base.latent_shape(frames_of(base, new), *new.size)
-  return new
+  frames = frames_of(base, new)
+  base.latent_shape(frames, *new.size)
+  return _lasting(new, (frames - 1) / fps)
+
+
+def _lasting(story: Storyboard, seconds: float) -> Storyboard:
+  """For as long as its frames last: 1.333 s are 1 1/3 s.
+
+  Who is there to the end of the one is there to the end of the other.
+  """
+  last = min(story.seconds, seconds) - _SAME
+  to_the_end = lambda x: dataclasses.replace(
+    x, end=seconds if x.end >= last else x.end
+  )
+  lists = {
+    key: [to_the_end(x) for x in getattr(story, key)]
+    for key in ('references', 'concepts', 'events')
+  }
+  return dataclasses.replace(story, seconds=seconds, **lists)
 
 
 def _first(*values: Any) -> Any:
@@ -97,7 +117,7 @@ def frames_of(base: Base, story: Storyboard) -> int:
     DcjaxError: the base cannot make that many.
   """
   stride = base.vae.scale_factor_temporal
-  steps = story.seconds * story.fps / stride
+  steps = min(story.seconds * story.fps / stride, 1e9)
   if round(steps) < 1 or abs(steps - round(steps)) > 0.01:
     could = [n * stride / story.fps for n in (int(steps), int(steps) + 1) if n]
     raise DcjaxError(

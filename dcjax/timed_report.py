@@ -14,15 +14,13 @@ import numpy as np
 from dcjax import timed_concepts
 from dcjax.concept import Concept
 from dcjax.data import canvas
-from dcjax.evals import oracle, timing, world_judge
+from dcjax.errors import DcjaxError
+from dcjax.evals import oracle, timing, two_tones, world_judge
 from dcjax.report.timeline import Lane
 from dcjax.storyboard import Storyboard, TimedConcept
 from dcjax.weights.base import Base
 
 _THUMBNAIL = (96, 96)
-# A pixel is of a tone if it is as near in RGB.
-_NEAR = 0.2
-_WHITE = 0.1
 
 
 def lanes(
@@ -80,11 +78,12 @@ def _seen(
   video: np.ndarray, pictures: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """{picture: [f] bool} of those that have a colour of their own."""
-  colors = {
-    name: world_judge.color_of(picture)
-    for name, picture in pictures.items()
-    if (picture < 200).any()
-  }
+  colors = {}
+  for name, picture in pictures.items():
+    try:
+      colors[name] = world_judge.color_of(picture)
+    except DcjaxError:  # pale or white: it has none
+      continue
   shared = Counter(colors.values())
   return {
     name: timing.presence(oracle.read(video, color).mask)
@@ -114,43 +113,14 @@ def _of_concept(
     still = concept.frames[len(concept.frames) // 2]
     picture = canvas.canvas(still, _THUMBNAIL)
   present = None
-  if measured and picture is not None:
-    present = tone_presence(video, picture)
+  if measured and concept.frames is not None:
+    present = _shows(video, concept.frames)
   return Lane(name, 'concept', [(placed.start, placed.end)], picture, present)
 
 
-def tone_presence(video: np.ndarray, picture: np.ndarray) -> np.ndarray | None:
-  """In which frames the two tones of a picture are seen.
-
-  Args:
-    video: uint8 [f h w 3].
-    picture: uint8 [h w 3], a subject on white.
-
-  Returns:
-    [f] bool, or None if the picture is no cut-out and has no tones of its own.
-  """
-  pixels = picture.astype(np.float32) / 255
-  rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-  subject = pixels[(1 - pixels).max(-1) > _WHITE]
-  if (rim < 1 - _WHITE).any() or len(subject) < 2:
+def _shows(video: np.ndarray, frames: np.ndarray) -> np.ndarray | None:
+  """In which frames of a video a concept is, [f] bool, if it can be known."""
+  finder = two_tones.finder(frames)
+  if finder is None or frames.shape[1:] != video.shape[1:]:
     return None
-  tones = _two_means(subject)
-  x = video.astype(np.float32)[..., None, :] / 255
-  apart = np.sqrt(((x - tones) ** 2).sum(-1)).min(-1)
-  return timing.presence(apart < _NEAR)
-
-
-def _two_means(pixels: np.ndarray, steps: int = 10) -> np.ndarray:
-  """Two colours [2 3] that pixels [n 3] gather about."""
-  off = pixels - pixels.mean(0)
-  along = off @ np.linalg.svd(off, full_matrices=False)[2][0]
-  tones = pixels[[along.argmin(), along.argmax()]]
-  for _ in range(steps):
-    nearest = ((pixels[:, None] - tones) ** 2).sum(-1).argmin(1)
-    tones = np.stack(
-      [
-        pixels[nearest == i].mean(0) if (nearest == i).any() else tones[i]
-        for i in range(2)
-      ]
-    )
-  return tones
+  return finder.find(video).present

@@ -360,6 +360,14 @@ def test_a_dataset_on_disk_is_learnt_from(tmp_path):
     ({'data.max_references': 9}, 'at most config.references.max_references'),
     ({'references.scheme': 'rope'}, 'references.scheme is'),
     ({'subjects.train': 'nothing'}, 'matches no parameter'),
+    ({'subjects.objective': 'flow'}, "objective is 'flow'; references are"),
+    ({'subjects.data': 'frames'}, "config.subjects.data is 'frames'"),
+    ({'lora.rank': 2}, 'train does not match its leaf .*attn'),
+    ({'drop': (float('nan'), 0.1, 0.1)}, 'config.drop is'),
+    ({'data.gap': float('nan')}, 'config.data.gap is nan'),
+    ({'data.emphasis': float('nan')}, 'config.data.emphasis is nan'),
+    ({'references.edge': float('nan')}, 'references.edge is nan'),
+    ({'references.margin': float('nan')}, 'references.margin is nan'),
   ],
 )
 def test_impossible_settings_are_one_line(tmp_path, change, says):
@@ -367,6 +375,14 @@ def test_impossible_settings_are_one_line(tmp_path, change, says):
   c.update_from_flattened_dict(change)
   with pytest.raises(DcjaxError, match=says):
     run_lib.Training(tiny.base(), c, tmp_path).run()
+
+
+def test_the_clip_that_is_too_short_is_named(tmp_path):
+  subjects.write(tmp_path / 'data', [clip(), clip(4)])
+  c = config()
+  c.data.path = str(tmp_path / 'data')
+  with pytest.raises(DcjaxError, match='clip 1: a clip has 4 frames'):
+    run_lib.Training(tiny.base(), c, tmp_path / 'run').run()
 
 
 def test_another_scheme_does_not_resume_a_run(tmp_path, clips):

@@ -219,6 +219,35 @@ def test_the_command_stands_above_the_storyboard(
   assert seen[0]['spans'] != seen[1]['spans']
 
 
+def test_a_video_is_kept_whatever_becomes_of_its_timeline(
+  config, written, references, board, tmp_path, monkeypatch
+):
+  def broken(*args):
+    raise DcjaxError('no lanes')
+
+  monkeypatch.setattr(generation.timed_report, 'lanes', broken)
+  config.storyboard, config.references = board, references
+  with pytest.raises(DcjaxError, match='no lanes'):
+    generation.run(config, str(tmp_path / 'out'))
+  assert (tmp_path / 'out' / 'snow_5.mp4').exists() and 'snow_5.mp4' in written
+
+
+def test_files_are_read_before_a_base_is(
+  config, references, board, tmp_path, monkeypatch
+):
+  def load(*args, **kwargs):
+    raise AssertionError('the base was loaded')
+
+  monkeypatch.setattr(generation, 'load_base', load)
+  (picture,) = pathlib.Path(board).parent.glob('**/cat.png')
+  config.storyboard, config.references = board, references
+  whole = picture.read_bytes()
+  picture.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(DcjaxError, match='cat.png'):
+    generation.run(config, str(tmp_path / 'out'))
+  picture.write_bytes(whole)
+
+
 @pytest.mark.parametrize(
   'options, line',
   [

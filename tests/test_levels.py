@@ -94,11 +94,11 @@ LEVELS = """
   evals.reading
   evals.oracle
   evals.world_judge
-  evals.making
+  evals.making  evals.sighting
+  evals.two_tones
   evals.s2vtime  timed_report
   generation
   evals.study
-  evals.sighting
   evals.concepts
   evals.base
 

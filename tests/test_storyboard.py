@@ -138,9 +138,9 @@ def test_a_subject_may_return():
   assert len(parse(references=twice).references) == 2
 
 
-def test_a_word_that_is_there_twice_may_have_two_pictures():
-  both = [reference(word='star'), reference(word='star', image='other.png')]
-  prompt = 'a star and a star. the [v] bird is [u] moving.'
+def test_a_word_may_be_a_part_of_another_that_is_there_alone_too():
+  both = [reference(word='star'), reference(word='red star', image='other.png')]
+  prompt = 'a star and a red star. the [v] bird is [u] moving.'
   assert len(parse(prompt=prompt, references=both).references) == 2
 
 
@@ -195,8 +195,36 @@ BAD = [
   ({'references': [reference(start=6, end=None)]}, 'ends before it starts'),
   (
     {'references': [reference(), reference(image='other.png', start=4, end=5)]},
-    "2 pictures have the word 'dog', which is in the prompt 1 times",
+    "2 pictures have the word 'dog'; call each by words of its own",
   ),
+  (
+    {
+      'prompt': 'a star and a star. the [v] bird is [u] moving.',
+      'references': [
+        reference(word='star'),
+        reference(word='star', image='other.png'),
+      ],
+    },
+    "2 pictures have the word 'star'",
+  ),
+  (
+    {
+      'prompt': 'a red star in the [v] bird park',
+      'references': [
+        reference(word='star'),
+        reference(word='red star', image='other.png'),
+      ],
+    },
+    "'star' is in the prompt as a part of 'red star' alone",
+  ),
+  ({'concepts': [concept(word='dog')]}, "2 pictures have the word 'dog'"),
+  ({'concepts': [concept(gate=False, fade=1)]}, 'without a gate nothing fades'),
+  ({'events': [SAME | {'end': None}]}, r'events\[0\].end is None'),
+  ({'seconds': 10**400}, 'a number of more than 30 digits; expected 3600'),
+  ({'seconds': 1e12}, 'seconds is 1000000000000.0; expected 3600 at most'),
+  ({'size': [10**9, 10**9]}, 'height of size is .* from 1 to 8192'),
+  ({'steps': 10**30}, 'a whole number from 1 to 1000'),
+  ({'guidance': {'text': 1e308, 'reference': 1}}, 'expected 1000 at most'),
   (
     {'references': [reference(), reference(start=2.9)]},
     "two intervals of 'dog' overlap",
@@ -263,6 +291,12 @@ def test_a_file_that_cannot_be_read_is_one_line(folder):
     Storyboard.load(folder)
   (folder / 'bad.json').write_text('{"prompt": ')
   with pytest.raises(DcjaxError, match='bad.json is no JSON file'):
+    Storyboard.load(folder / 'bad.json')
+  (folder / 'bad.json').write_text('[' * 100_000)
+  with pytest.raises(DcjaxError, match='bad.json is no JSON file'):
+    Storyboard.load(folder / 'bad.json')
+  (folder / 'bad.json').write_text('{"prompt": "a", "prompt": "b"}')
+  with pytest.raises(DcjaxError, match="the key 'prompt' is there twice"):
     Storyboard.load(folder / 'bad.json')
   (folder / 'list.json').write_text('[]')
   with pytest.raises(DcjaxError, match=r'the storyboard is \[\]'):

@@ -28,6 +28,7 @@ from dcjax.concept import Concept
 from dcjax.data import subjects
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
+from dcjax.models import intervals
 from dcjax.models.reference import Events, References
 from dcjax.models.reference_config import ReferenceConfig
 from dcjax.storyboard import (
@@ -129,6 +130,27 @@ def test_what_a_storyboard_leaves_out_is_the_bases(base, folder):
   said = story(folder, steps=3, shift=1.5, fps=4.0)
   again = timed_plan.resolve(base, said)
   assert (again.steps, again.shift, again.fps) == (3, 1.5, 4.0)
+
+
+def test_what_is_no_wan_has_the_guidance_of_video_alchemist(folder):
+  paper = tiny.base(dit=tiny.PAPER_DIT)
+  assert timed_plan.resolve(paper, story(folder, guidance=None)).guidance == (
+    Guidance(8.0, 3.0)
+  )
+
+
+@pytest.mark.parametrize('seconds, fps', [(1.333, 24.0), (3.333, 24.0)])
+def test_rounded_seconds_still_end_with_the_video(base, folder, seconds, fps):
+  """Else who is there all the time would have an outer anchor, at a border."""
+  there = [cat(folder, end=None), ball(folder, end=seconds)]
+  asked = story(folder, seconds=seconds, fps=fps, references=there)
+  full = timed_plan.resolve(base, asked)
+  last = (timed_plan.frames_of(base, full) - 1) / fps
+  assert [x.end for x in full.references] == [last, last] == [full.seconds] * 2
+  times = timed_plan.latent_time(base, full, [0.0, last])
+  frames = (round(last * fps)) // 4 + 1
+  _, weights = intervals.anchors(times, frames)
+  np.testing.assert_array_equal(weights, [1, 0, 0])
 
 
 def test_frames_are_instants(base, folder):
@@ -517,7 +539,7 @@ def test_a_concept_is_a_reference_with_its_lora_in_time(
   gate = np.asarray(told.gate)[0, :, 0]
   # Of frames 4 to 8 the second latent frame holds one, the third all others.
   np.testing.assert_array_equal(gate, [0] * 8 + [1] * 16 + [1] * 8 + [1] * 3)
-  always = with_concept(folder, files[0], gate=False, fade=1.0)
+  always = with_concept(folder, files[0], gate=False)
   _, told = tell(base, equipped, always)
   np.testing.assert_array_equal(told.gate, np.ones((1, 35, 1)))
   assert 'lora' in variables['blocks']['mlp']['up']
@@ -678,7 +700,9 @@ def test_concepts_that_cannot_be_placed(base, equipped, folder, files):
   other = learn(tiny.trainable_base(seed=1), folder / 'other.safetensors')
   for asked, line in (
     (with_concept(folder, bare), 'carries no frames'),
-    (with_concept(folder, files[0], 'a cat.'), 'has no word'),
+    (with_concept(folder, files[0], 'a [v], a cat.'), 'has no word'),
+    (with_concept(folder, files[0], 'a cat.', word='cat'), r'\[v\] .* 0 times'),
+    (with_concept(folder, files[0], 'a [v] cat, a [v] cat.'), '2 times'),
     (with_concept(folder, other), 'was learnt on'),
     (with_concept(folder, str(folder / 'no')), 'there is no file'),
     (with_concept(folder, files[0], image=str(folder)), 'there is no file'),

@@ -21,6 +21,7 @@ from dcjax.data import cache as cache_lib
 from dcjax.data import casting, coverage
 from dcjax.data import prompts as prompts_lib
 from dcjax.data.subjects import AnnotatedClip
+from dcjax.errors import DcjaxError
 from dcjax.models import intervals
 from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights.base import Base
@@ -255,7 +256,10 @@ def _compute(base, clip, how, seed, views) -> dict[str, np.ndarray]:
   arrays, about, windows = {}, [], {}
   for view in range(views):
     rng = np.random.default_rng((*seed, view))
-    sample = casting.cast(clip, rng, **how)
+    try:
+      sample = casting.cast(clip, rng, **how)
+    except DcjaxError as error:
+      raise DcjaxError(f'clip {seed[1]}: {error}') from error
     window = sample.clip.tobytes()
     # Views of one window share its latents.
     if window not in windows:

@@ -26,6 +26,7 @@ from dcjax.data.subjects import AnnotatedClip
 from dcjax.errors import DcjaxError
 from dcjax.models.dit import DiT
 from dcjax.models.reference_config import ReferenceConfig
+from dcjax.stage import Stage
 from dcjax.weights import reference as reference_lib
 from dcjax.weights.base import Base
 
@@ -54,13 +55,14 @@ class Training:
     self.base = start.adapted(base, config)
     self.references = ReferenceConfig(**config.references.to_dict())
     self.stage = stage_lib.from_config(STAGE, config[STAGE].to_dict())
-    _check(config, self.references)
+    self.stage.check_data(STAGE)
+    _check(config, self.stage, self.references)
 
   def run(self) -> Path:
     """Trains, and writes the `reference` folder, which it gives."""
     timings = tracking.Timings(self.workdir)
     params = self.params()
-    tree.match(params, self.stage.train)
+    _check_trained(params, self.stage.train)
     loop = self._loop()
     train.refuse_other_run(self.stage, loop)
     start.write_config(self.base, self.config, self.workdir)
@@ -201,9 +203,31 @@ def _check_same(
     )
 
 
-def _check(config: ConfigDict, references: ReferenceConfig) -> None:
-  """Refuses impossible numbers of the parts that check nothing themselves."""
+def _check_trained(params: tree.Tree, train: str) -> None:
+  """Refuses a pattern that matches nothing, or leaves out a LoRA."""
+  trained = set(tree.match(params, train))
+  left = [
+    name
+    for name in tree.names(params)
+    if name.endswith('/lora/b1') and name not in trained
+  ]
+  if left:
+    raise DcjaxError(
+      f'config.lora.rank is not 0, but config.{STAGE}.train does not match its '
+      f'leaf {left[0]}; add |lora/(a1|b1)$'
+    )
+
+
+def _check(
+  config: ConfigDict, stage: Stage, references: ReferenceConfig
+) -> None:
+  """Refuses impossible values of the parts that check nothing themselves."""
   start.check_remat(config)
+  if stage.objective != STAGE:
+    raise DcjaxError(
+      f'config.{STAGE}.objective is {stage.objective!r}; references are '
+      f'trained with {STAGE} alone'
+    )
   least = {
     'data.clips': 1,
     'data.views': 1,
@@ -212,6 +236,7 @@ def _check(config: ConfigDict, references: ReferenceConfig) -> None:
     'data.max_events': 1,
     'data.event_tokens': 1,
     'data.emphasis': 0,
+    'data.gap': 0,
     'lora.rank': 0,
   }
   start.check_least(config, least)
@@ -221,7 +246,7 @@ def _check(config: ConfigDict, references: ReferenceConfig) -> None:
       f'at most config.references.max_references, {references.max_references}'
     )
   drop = tuple(config.drop)
-  if len(drop) != 3 or min(drop) < 0 or sum(drop) >= 1:
+  if len(drop) != 3 or not (min(drop) >= 0 and sum(drop) < 1):
     raise DcjaxError(
       f'config.drop is {drop}; expected three probabilities, of hiding text, '
       'references and both, whose sum is below 1'

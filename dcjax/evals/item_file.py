@@ -55,13 +55,11 @@ def read(
       equal lengths.
   """
   path = Path(path)
-  try:
-    record = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError as error:
-    raise DcjaxError(f'{path} does not exist') from error
-  except (OSError, ValueError, RecursionError) as error:
-    raise DcjaxError(f'{path} is no JSON file: {error}') from error
-  record = _keys(record, str(path), ('format', 'version', 'items'), ('name',))
+  if not path.exists():
+    raise DcjaxError(f'{path} does not exist')
+  record = _keys(
+    rules.json_file(path), str(path), ('format', 'version', 'items'), ('name',)
+  )
   if (record['format'], record['version']) != (FORMAT, VERSION):
     raise DcjaxError(
       f'{path} is of format {record["format"]!r} version '
@@ -103,13 +101,15 @@ def parse(record: Any, where: str) -> Item:
   others = ('kind', 'group', 'seed', 'events', *OPTIONS)
   record = _keys(record, where, needed, others)
   where = f'{where} ({record["id"]})'
-  seconds = rules.number(record['seconds'], f'{where}: seconds', above=0)
+  seconds = rules.number(
+    record['seconds'], f'{where}: seconds', above=0, most=rules.SECONDS
+  )
   item = Item(
     id=_name(record['id'], f'{where}: id'),
     prompt=rules.text(record['prompt'], f'{where}: prompt'),
     seconds=seconds,
     size=_size(record['size'], f'{where}: size'),
-    fps=rules.number(record['fps'], f'{where}: fps', above=0),
+    fps=rules.number(record['fps'], f'{where}: fps', above=0, most=rules.FPS),
     references=tuple(
       _reference(x, f'{where}: reference {n}', seconds)
       for n, x in enumerate(_list(record['references'], where, 'references'))
@@ -172,9 +172,9 @@ def _options(record: dict[str, Any], where: str) -> dict[str, Any]:
   """What is handed on; null leaves a value to the model."""
   steps, shift = record.get('steps'), record.get('shift')
   if steps is not None:
-    rules.whole(steps, f'{where}: steps', 1)
+    rules.whole(steps, f'{where}: steps', 1, rules.STEPS)
   if shift is not None:
-    rules.number(shift, f'{where}: shift', above=0)
+    rules.number(shift, f'{where}: shift', above=0, most=rules.SCALE)
   return {key: record[key] for key in OPTIONS if key in record}
 
 

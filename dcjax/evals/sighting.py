@@ -47,6 +47,15 @@ class Sighting(NamedTuple):
   pattern: int  # index into PATTERNS
 
 
+class Look(NamedTuple):
+  """What a finder has to know of a concept."""
+
+  video: np.ndarray  # [f h w 3] uint8
+  mask: np.ndarray  # [f h w] bool, the pixels of the concept
+  background: str
+  paint: np.ndarray  # [2 3] RGB in [0, 1]
+
+
 class Finder:
   """Finds one concept in clips.
 
@@ -58,7 +67,7 @@ class Finder:
     track: [f 2] (y, x), where its own clip shows it.
   """
 
-  def __init__(self, concept: Concept):
+  def __init__(self, concept: Concept | Look):
     self.concept = concept
     _, self._h, self._w, _ = concept.video.shape
     pixels = concept.video.astype(np.float32) / 255

@@ -1,6 +1,7 @@
 """How references and timed captions enter a transformer."""
 
 import dataclasses
+import math
 
 from dcjax.errors import DcjaxError
 from dcjax.models import intervals
@@ -46,9 +47,15 @@ class ReferenceConfig:
           f'{", ".join(names)}'
         )
     for key, least in _LEAST.items():
-      if getattr(self, key) < least:
+      if not getattr(self, key) >= least:  # nan is no number either
         raise DcjaxError(
           f'references.{key} is {getattr(self, key)}; expected {least} or more'
+        )
+
+    for key in ('middle', 'edge'):
+      if not math.isfinite(getattr(self, key)):
+        raise DcjaxError(
+          f'references.{key} is {getattr(self, key)}; expected a number'
         )
 
 
