@@ -28,6 +28,7 @@ from dcjax.models import intervals, rope
 
 # Row -> options of `intervals.anchors`.
 SCHEMES: dict[str, dict[str, Any]] = {
+  'no rotation': {'scheme': 'norope'},  # the interval is not told
   'midrope': {'scheme': 'midrope'},
   'werope, absorbed': {'border': 'absorb'},
   'werope, kept': {'border': 'keep'},
