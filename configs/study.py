@@ -70,7 +70,13 @@ def _alchemint() -> dict[str, dict]:
       training={'references.anchors': 'printed', 'references.border': 'keep'},
       seeds=(0,),
     ),
-    'werope_margin': dict(training={'references.anchors': 'margin'}),
+    'werope_margin': dict(
+      training={'references.anchors': 'margin'}, seeds=(0,)
+    ),
+    'werope_margin_keep': dict(
+      training={'references.anchors': 'margin', 'references.border': 'keep'},
+      seeds=(1,),
+    ),
     'werope_keys': dict(training={'references.rotate': 'k'}, seeds=(0,)),
     'presence': dict(training={'references.presence': 4}),
     'presence_norope': dict(
