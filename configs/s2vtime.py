@@ -22,6 +22,7 @@ it needs. docs/s2vtime.md says what the numbers mean.
 from ml_collections import ConfigDict
 
 from dcjax.errors import DcjaxError
+from dcjax.evals import options
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -52,20 +53,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.make.batch = 8
   c.make.seed = 0
   c.make.steps = 0  # 0: the base's own
-  c.score = ConfigDict()
-  c.score.benchmark = ''  # JSON file; '' is benchmark.json of the workdir
-  c.score.videos = ''  # folder with one file an item, named by its id
-  c.score.judge = 'world'  # or experts
-  c.score.partial = False  # score what there is
-  c.score.stretch = False  # compare fractions of the duration, not seconds
-  c.score.area = 0.005  # part of a frame that makes a subject present
-  c.score.seed = 0  # of the bootstrap
-  c.score.detector = 'IDEA-Research/grounding-dino-base'
-  c.score.segmenter = 'facebook/sam2.1-hiera-large'
-  c.score.clip = 'openai/clip-vit-large-patch14'
-  c.score.looks = 5  # frames in which a subject is looked for
-  c.score.device = ''  # of torch; '' is cuda if there is one
-  c.score.download = False
+  c.score = options.score()
   for name in filter(None, variant.split(',')):
     if name not in _VARIANTS:
       raise DcjaxError(

@@ -83,7 +83,7 @@ LEVELS = """
   planning.run
 
   evals.timing  evals.bootstrap
-  evals.chance  evals.items
+  evals.chance  evals.items  evals.options
   evals.item_file  evals.judging  evals.pairs  evals.world_scenes
   evals.scenarios
   evals.world_items  evals.layouts  evals.scoring  evals.origin
@@ -97,6 +97,7 @@ LEVELS = """
   evals.making  evals.sighting
   evals.two_tones
   evals.s2vtime  timed_report
+  evals.__main__
   generation
   evals.study
   evals.concepts

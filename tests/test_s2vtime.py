@@ -11,6 +11,7 @@ from test_configs import load as load_config
 from dcjax import storyboard
 from dcjax.data import video as video_lib
 from dcjax.errors import DcjaxError
+from dcjax.evals import __main__ as command
 from dcjax.evals import (
   experts,
   item_file,
@@ -537,6 +538,24 @@ def test_mistakes_of_the_task(built, tmp_path):
   for suffix in ('gif', 'webp'):
     video_lib.write_video(twice / f'{name}.{suffix}', shown([]), 8)
   refused(f'several videos of {name}', score__videos=str(twice))
+
+
+def test_a_folder_is_scored_without_the_repository(built, tmp_path, capsys):
+  arguments = [str(built / 'benchmark.json'), str(built / 'rendered')]
+  command.main([*arguments, f'--out={tmp_path}'])
+  record = s2vtime.read_record(tmp_path / 'timing.json')
+  assert record['table']['videos']['all']['iou']['mean'] > 0.99
+  assert 't-IoU' in capsys.readouterr().out
+  for wrong, line in (
+    (['--area=2'], 'area is 2'),
+    (['--looks=3'], "the judge is 'world'"),
+    (['--judge=human'], 'use world or experts'),
+  ):
+    with pytest.raises(SystemExit) as error:
+      command.main([*arguments, *wrong])
+    assert error.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith('error: ') and line in said
 
 
 def test_judges_and_scores_have_one_area(monkeypatch):

@@ -21,6 +21,7 @@ from dcjax.errors import DcjaxError
 from dcjax.evals import (
   item_file,
   layouts,
+  options,
   origin,
   proposals,
   scenarios,
@@ -50,16 +51,10 @@ _BUILT_FROM = {
   'image_model': ('', _OPEN),
   'download': (False, _OPEN),
 }
-# And of `config.score`: what only the experts read.
+# And of `config.score`.
 _JUDGED_BY = {
-  'detector': ('IDEA-Research/grounding-dino-base', ('experts',)),
-  'segmenter': ('facebook/sam2.1-hiera-large', ('experts',)),
-  'clip': ('openai/clip-vit-large-patch14', ('experts',)),
-  'looks': (5, ('experts',)),
-  'device': ('', ('experts',)),
-  'download': (False, ('experts',)),
+  key: (options.score()[key], ('experts',)) for key in options.OF_EXPERTS
 }
-JUDGES = ('world', 'experts')
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -185,9 +180,9 @@ def make(config: ConfigDict, folder: Path) -> Path:
 def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
   """Writes `timing.json`, prints and writes the table."""
   c = config.score
-  if c.judge not in JUDGES:
+  if c.judge not in options.JUDGES:
     raise DcjaxError(
-      f'config.score.judge is {c.judge!r}; use {" or ".join(JUDGES)}'
+      f'config.score.judge is {c.judge!r}; use {" or ".join(options.JUDGES)}'
     )
   _check_unread(c, 'score', 'judge', _JUDGED_BY)
   rules.check_seed(c.seed, 'config.score.seed')
