@@ -62,7 +62,8 @@ def cached(
     compute: gives {name: array}; called only if needed.
 
   Returns:
-    {name: numpy array}, of the shapes and types that `compute` gave.
+    {name: numpy array}, of the shapes and types that `compute` gave; where
+    there is a file, mapped from it rather than read.
   """
   key = content_hash(key)
   path = pathlib.Path(folder) / f'{key}.safetensors'
@@ -73,6 +74,8 @@ def cached(
   try:
     if processes.is_main():
       _save(path, arrays, key)
+      # Thousands of clips need not fit into memory.
+      return _mapped(path, arrays)
   except OSError as error:
     _log.warning('%s cannot be kept (%s)', path, error.strerror or error)
   return arrays
@@ -152,7 +155,7 @@ def _file_hash(path: pathlib.Path) -> str:
 
 
 def _load(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
-  """Reads a file and checks that it is what was written under this key."""
+  """Maps a file, after a check that it is what was written under this key."""
   from safetensors import safe_open
 
   with safe_open(path, framework='numpy') as file:
@@ -162,7 +165,32 @@ def _load(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
     arrays[name] = arrays[name].view(_dtype(dtype))
   if (metadata['key'], metadata['content']) != (key, content_hash(arrays)):
     raise ValueError('its content has changed')
-  return arrays
+  return _mapped(path, arrays)
+
+
+def _mapped(
+  path: pathlib.Path, like: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """The arrays of a file that was written here, on disk until they are read.
+
+  Who writes to them has a copy of what he writes, and the file stays.
+
+  Args:
+    path: of the file.
+    like: {name: array} of the same shapes and types.
+  """
+  try:
+    raw = np.asarray(np.memmap(path, np.uint8, 'c'))
+  except OSError:  # A process has so many maps, and no more.
+    return dict(like)
+  begin = 8 + int.from_bytes(raw[:8].tobytes(), 'little')
+  header = json.loads(raw[8:begin].tobytes())
+  found = {}
+  for name, x in like.items():
+    first, last = header[name]['data_offsets']
+    place = raw[begin + first : begin + last]
+    found[name] = place.view(x.dtype).reshape(x.shape)
+  return found
 
 
 def _save(
