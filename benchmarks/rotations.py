@@ -11,8 +11,9 @@ rotated for an interval make the logit
 where z_w are the rotations of the interval, summed with their weights, and the
 contents of the two are free in each pair of channels: a_w and b_w are any
 numbers. So the best a and b, by logistic regression over many intervals, say
-how much of each scheme one head can make use of, at most and at once for all
-intervals. A model has more heads, and has to find these numbers first.
+how much of each scheme one head can make use of, at once for all intervals.
+What large numbers read, small ones may not: so they are held down by more or by
+less. A model has more heads, and has to find these numbers first.
 """
 
 import argparse
@@ -124,13 +125,18 @@ def order(read: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
 
 
 def measure(
-  frames: int, channels: int, options: dict[str, Any], args: argparse.Namespace
+  frames: int,
+  channels: int,
+  options: dict[str, Any],
+  decay: float,
+  count: int,
+  seed: int,
 ) -> dict[str, float]:
-  """A row: a reader of some intervals, on others."""
+  """A reader of some intervals, on others."""
   last = frames - 1
-  seen, new = draw(args.count, args.seed), draw(args.count, args.seed + 1)
+  seen, new = draw(count, seed), draw(count, seed + 1)
   x, y = features(seen * last, frames, channels, options), present(seen, frames)
-  reader = fit(x.reshape(-1, x.shape[-1]), y.ravel(), args.decay)
+  reader = fit(x.reshape(-1, x.shape[-1]), y.ravel(), decay)
   # A frame counts as present above the threshold that suits the first ones.
   logits = reader(x)
   best = max(np.linspace(-2, 2, 41), key=lambda t: iou(logits > t, y).mean())
@@ -142,7 +148,8 @@ def measure(
     'IoU': float(found.mean()),
     'inside': float(found[inside].mean()),
     'at a border': float(found[~inside].mean()),
-    'order': order(read, args.seed + 2),
+    'order': order(read, seed + 2),
+    'largest': float(np.abs(reader.weights).max()),
   }
 
 
@@ -154,7 +161,9 @@ def main() -> None:
     '--channels', type=int, default=44, help='of a head, rotated by time'
   )
   parser.add_argument('--count', type=int, default=3000, help='intervals')
-  parser.add_argument('--decay', type=float, default=1e-3, help='of a and b')
+  parser.add_argument(
+    '--decay', type=float, nargs='+', default=[1e-2, 1e-4], help='of a and b'
+  )
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   if args.frames and (args.frames < 2 or args.channels % 2):
@@ -168,11 +177,15 @@ def main() -> None:
   found: dict[str, Any] = {}
   for name, (frames, channels) in lengths.items():
     found[name] = {}
-    print(f'{name}: {frames} latent frames, {channels} channels')
-    for row, options in SCHEMES.items():
-      found[name][row] = measure(frames, channels, options, args)
-      cells = found[name][row].items()
-      print(f'  {row:24}' + '  '.join(f'{k} {x:.3f}' for k, x in cells))
+    for decay in args.decay:
+      print(f'{name}: {frames} latent frames, {channels} channels, {decay:g}')
+      found[name][f'{decay:g}'] = rows = {}
+      for row, options in SCHEMES.items():
+        rows[row] = measure(
+          frames, channels, options, decay, args.count, args.seed
+        )
+        cells = rows[row].items()
+        print(f'  {row:24}' + '  '.join(f'{k} {x:.3f}' for k, x in cells))
   path = record.write('rotations', {'rows': found} | vars(args))
   print(f'\n{path}')
 

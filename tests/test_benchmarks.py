@@ -1,6 +1,5 @@
 """What benchmarks measure with: random weights, times, records of failures."""
 
-import argparse
 import os
 import pathlib
 import re
@@ -140,8 +139,9 @@ def test_what_a_head_reads_of_an_interval_is_its_logit():
 def test_a_midpoint_does_not_tell_lengths():
   import rotations
 
-  args = argparse.Namespace(count=300, decay=1e-3, seed=0)
-  row = lambda name: rotations.measure(21, 44, rotations.SCHEMES[name], args)
+  row = lambda name: rotations.measure(
+    21, 44, rotations.SCHEMES[name], decay=1e-3, count=300, seed=0
+  )
   middle, weighted = row('midrope'), row('werope, kept')
   assert middle['order'] == 0.5 and weighted['order'] > 0.95
   assert weighted['IoU'] > middle['IoU'] + 0.05
