@@ -18,6 +18,7 @@ less. A model has more heads, and has to find these numbers first.
 
 import argparse
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class Reader(NamedTuple):
     return features @ self.weights + self.bias
 
 
+@functools.cache
 def draw(n: int, seed: int) -> np.ndarray:
   """Intervals [n 2] of subjects of the world's clips, fractions of a clip."""
   clips, found = timeline.World(n, seed=seed), []

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dcjax import storyboard_rules as rules
+from dcjax import strict_json
 from dcjax.errors import DcjaxError
 
 
@@ -159,7 +160,7 @@ class Storyboard:
     path = Path(path)
     if not path.exists():
       raise DcjaxError(f'there is no storyboard {path}')
-    record = rules.json_file(path)
+    record = strict_json.read(path)
     try:
       story = parse(record, path.parent)
       story.check_files()

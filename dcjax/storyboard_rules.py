@@ -5,10 +5,8 @@ Times are seconds. Nothing is loaded or compiled here.
 
 from collections.abc import Iterable
 import itertools
-import json
 import math
 import numbers
-from pathlib import Path
 import re
 from typing import Any
 
@@ -253,28 +251,6 @@ def _told(value: Any) -> str:
   if isinstance(value, int) and abs(value) > 10**30:
     return 'a number of more than 30 digits'
   return repr(value)
-
-
-def json_file(path: Path) -> Any:
-  """The values of a JSON file.
-
-  Raises:
-    DcjaxError: it cannot be read, is nested too deeply, or has a key twice.
-  """
-  try:
-    text = path.read_text(encoding='utf-8')
-    return json.loads(text, object_pairs_hook=_each_once)
-  except (OSError, ValueError, RecursionError) as error:
-    raise DcjaxError(f'{path} is no JSON file: {error}') from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found: dict[str, Any] = {}
-  for key, value in pairs:
-    if key in found:
-      raise ValueError(f'the key {key!r} is there twice')
-    found[key] = value
-  return found
 
 
 def _size(size: Any) -> None:

@@ -120,7 +120,7 @@ def _of_concept(
 
 def _shows(video: np.ndarray, frames: np.ndarray) -> np.ndarray | None:
   """In which frames of a video a concept is, [f] bool, if it can be known."""
-  finder = two_tones.finder(frames)
-  if finder is None or frames.shape[1:] != video.shape[1:]:
+  if frames.shape[1:] != video.shape[1:]:
     return None
-  return finder.find(video).present
+  finder = two_tones.finder(frames)
+  return None if finder is None else finder.find(video).present

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(dcjax.__file__).parent
 LEVELS = """
   errors  machine  recipes  state  planning.liveness  planning.text
   planning.collectives
-  mesh  storyboard_rules  roll_call
+  mesh  storyboard_rules  roll_call  strict_json
   storyboard  processes  sharding
   tree  stage  tracking  checkpoint  planning.devices  alchemint.recipe
   planning.topology

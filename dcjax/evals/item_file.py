@@ -25,6 +25,7 @@ import re
 from typing import Any
 
 from dcjax import storyboard_rules as rules
+from dcjax import strict_json
 from dcjax.errors import DcjaxError
 from dcjax.evals import timing
 from dcjax.evals.items import Benchmark, Event, Item, Reference
@@ -58,7 +59,7 @@ def read(
   if not path.exists():
     raise DcjaxError(f'{path} does not exist')
   record = _keys(
-    rules.json_file(path), str(path), ('format', 'version', 'items'), ('name',)
+    strict_json.read(path), str(path), ('format', 'version', 'items'), ('name',)
   )
   if (record['format'], record['version']) != (FORMAT, VERSION):
     raise DcjaxError(

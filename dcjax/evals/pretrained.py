@@ -56,12 +56,10 @@ def load(kind: Any, name: str, download: bool) -> Any:
       missing, which transformers would draw at random.
   """
   options = {'use_safetensors': True}
-  if kind.__module__.startswith('transformers.'):
-    options['output_loading_info'] = True
-  found = _from_pretrained(kind, name, download, **options)
-  if 'output_loading_info' not in options:
-    return found
-  model, about = found
+  if not kind.__module__.startswith('transformers.'):
+    return _from_pretrained(kind, name, download, **options)
+  options['output_loading_info'] = True
+  model, about = _from_pretrained(kind, name, download, **options)
   wrong = sorted({*about['missing_keys'], *map(_key, about['mismatched_keys'])})
   if wrong:
     raise DcjaxError(

@@ -53,7 +53,9 @@ _BUILT_FROM = {
 }
 # And of `config.score`.
 _JUDGED_BY = {
-  key: (options.score()[key], ('experts',)) for key in options.OF_EXPERTS
+  key: (default, ('experts',))
+  for key, default in options.score().items()
+  if key in options.OF_EXPERTS
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dcjax import strict_json
 from dcjax.errors import DcjaxError
 
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -91,7 +92,7 @@ def stored(path: Path) -> dict[str, Stored]:
       begin = 8 + int.from_bytes(file.read(8), 'little')
       if not 8 < begin <= min(size, 8 + _LARGEST_HEADER):
         raise ValueError('the length of its header is impossible')
-      header = json.loads(file.read(begin - 8), object_pairs_hook=_no_twins)
+      header = strict_json.loads(file.read(begin - 8))
     return _check_header(header, begin, size, path)
   except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
     raise DcjaxError(
@@ -101,12 +102,6 @@ def stored(path: Path) -> dict[str, Stored]:
 
 # That of the library; the header of the largest models takes a hundredth.
 _LARGEST_HEADER = 100_000_000
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  if len(dict(pairs)) < len(pairs):
-    raise ValueError('a name is there twice')
-  return dict(pairs)
 
 
 def _check_header(header, begin, size, path) -> dict[str, Stored]:
