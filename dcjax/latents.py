@@ -1,13 +1,16 @@
 """What a sampler begins and ends with: noise, features of texts, latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
+import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import machine, storyboard_rules
+from dcjax import machine, sharding, storyboard_rules
 from dcjax.data import prompts as prompts_lib
 from dcjax.errors import DcjaxError
 from dcjax.models import vae as vae_lib
@@ -93,6 +96,43 @@ def encode_video(base: Base, video: np.ndarray) -> np.ndarray:
   vae, params = vae_lib.build(base.vae), base.params['vae']
   # One at a time: memory stays that of one clip, or of a chunk of a large one.
   return np.stack([vae_chunks.encode(params, clip, vae) for clip in video])
+
+
+def copies(base: Base) -> list[Base]:
+  """The base, its autoencoder on each device of the mesh that is here.
+
+  For `side_by_side`: no other device takes part in what a copy encodes. All
+  processes call it. Without a mesh it is the base as it is.
+  """
+  if not sharding.spread():
+    return [base]
+  vae = sharding.fetch(base.params['vae'])
+  return [
+    dataclasses.replace(base, params={'vae': jax.device_put(vae, device)})
+    for device in jax.sharding.get_mesh().local_devices
+  ]
+
+
+def side_by_side(
+  work: Callable[[Base, int], Any],
+  bases: Sequence[Base],
+  numbers: Sequence[int],
+) -> Iterator[Any]:
+  """`work(base, number)` of all numbers, in order, on all devices at once.
+
+  Args:
+    work: called in threads, where there is no mesh.
+    bases: of `copies`.
+    numbers: of what is to be done.
+
+  Raises:
+    Exception: of the first number whose work raises; no other is begun then.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(len(bases))
+  try:
+    yield from pool.map(work, itertools.cycle(bases), numbers)
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def decode(base: Base, latents: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dcjax import roll_call
 from dcjax.errors import DcjaxError
@@ -230,6 +230,29 @@ def from_main(data: bytes) -> bytes:
     return b''
   mine = np.frombuffer(data if is_main() else bytes(size), np.uint8)
   return np.asarray(send(mine)).tobytes()
+
+
+def share(n: int) -> range:
+  """Which of n pieces of work this process takes: every so manieth."""
+  import jax
+
+  return (
+    range(n) if alone() else range(jax.process_index(), n, jax.process_count())
+  )
+
+
+def gathered(mine: Any) -> Any:
+  """Numpy arrays of one shape, of all processes by index; all of them call it.
+
+  None of them has the result before all have called.
+  """
+  import numpy as np
+
+  if alone():
+    return np.asarray(mine)[None]
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(mine))
 
 
 # What jax is asked with: all processes go at one count, the one after the last

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,23 @@ def test_what_is_encoded_is_not_encoded_again(tmp_path, monkeypatch):
 
   monkeypatch.setattr(latents_lib, 'encode_video', fail)
   assert tiny.equal(encode(tmp_path)[0], before)
+
+
+def test_devices_work_side_by_side_until_one_fails():
+  begun = []
+
+  def work(base, number):
+    begun.append(number)
+    time.sleep(0.01)
+    if number == 3:
+      raise DcjaxError(f'{base}: clip {number}')
+    return base, number
+
+  found = latents_lib.side_by_side(work, ['one', 'two'], range(1000))
+  assert [next(found) for _ in range(3)] == [('one', 0), ('two', 1), ('one', 2)]
+  with pytest.raises(DcjaxError, match='^two: clip 3$'):
+    next(found)
+  assert len(begun) < 500
 
 
 # ---- the loss ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Several processes train as one, and go on as any other number of them."""
+"""Several processes work as one, and go on as any other number of them."""
 
 import json
 import os
@@ -20,6 +20,12 @@ STEPS = 8
 
 
 def start(workdir, sizes, count, *event, devices=1, steps=STEPS):
+  return launch(
+    'pod_job.py', workdir, sizes, steps, *event, count=count, devices=devices
+  )
+
+
+def launch(job, *args, count, devices=1):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -31,10 +37,9 @@ def start(workdir, sizes, count, *event, devices=1, steps=STEPS):
     'DCJAX_START_TIMEOUT': '100',
     'DCJAX_SILENCE': '20',
   }
-  job = [sys.executable, str(ROOT / 'tests/pod_job.py'), str(workdir), sizes]
   return [
     subprocess.Popen(
-      [*job, str(steps), *map(str, event)],
+      [sys.executable, str(ROOT / 'tests' / job), *map(str, args)],
       env=environ | {'DCJAX_PROCESS_INDEX': str(index)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -140,3 +145,40 @@ def test_a_preempted_pod_saves_at_one_step_and_goes_on(tmp_path, alone):
   (step,) = [int(x.name) for x in folder.glob('[0-9]*')][-1:]
   assert f'stopped at step {max(map(int, os.listdir(folder)))};' in errors[0]
   assert step > 2
+
+
+# ---- clips are encoded by one process each -----------------------------------
+
+
+def encode(workdir, count, *, devices=1, short=-1):
+  """(exit codes, errors, what each process read and came to)."""
+  workdir.mkdir()
+  sizes = f'data={devices * count}'
+  group = launch(
+    'clips_job.py', workdir, sizes, 5, short, count=count, devices=devices
+  )
+  codes, _, errors = finish(group)
+  return codes, errors, [np.load(x) for x in sorted(workdir.glob('*.npz'))]
+
+
+def test_each_clip_is_encoded_by_one_process_and_all_have_it(tmp_path):
+  codes, errors, (alone,) = encode(tmp_path / 'alone', 1, devices=2)
+  assert codes == [0], errors
+  codes, errors, found = encode(tmp_path / 'pod', 2)
+  assert codes == [0, 0], errors
+  assert [x['read'].tolist() for x in found] == [[0, 2, 4], [1, 3]]
+  for one in found:
+    assert set(one) == set(alone)
+    for name in set(alone) - {'read'}:
+      np.testing.assert_allclose(
+        one[name], alone[name], rtol=1e-3, atol=1e-3, err_msg=name
+      )
+  assert len(list((tmp_path / 'pod/cache').iterdir())) == 5
+
+
+def test_all_processes_say_which_clip_cannot_be_encoded(tmp_path):
+  """Not only the one that had it, while the others wait for it."""
+  codes, errors, found = encode(tmp_path / 'pod', 2, short=3)
+  assert codes == [1, 1] and not found
+  for error in errors:
+    assert error.splitlines()[-1].startswith('error: clip 3: '), error

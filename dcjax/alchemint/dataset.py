@@ -7,7 +7,6 @@ only.
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,12 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from dcjax import latents as latents_lib
-from dcjax import sampling, text_features
-from dcjax.data import cache as cache_lib
-from dcjax.data import casting, coverage
+from dcjax import text_features
+from dcjax.alchemint import encoding
 from dcjax.data import prompts as prompts_lib
 from dcjax.data.subjects import AnnotatedClip
-from dcjax.errors import DcjaxError
-from dcjax.models import intervals
 from dcjax.models.reference_config import ReferenceConfig
 from dcjax.weights.base import Base
-
-# Of what is cached: latents are of about unit variance.
-_STORED = np.float16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +154,8 @@ def encode(
     source: annotated clips.
     data: the config's `data`.
     config: whether there are words and events.
-    cache: folder.
+    cache: folder. Where a job has several processes and all see it, each clip
+      is encoded by one of them.
     seed: of the views.
     views: of each clip.
 
@@ -170,14 +163,10 @@ def encode(
     DcjaxError: a clip is shorter than the base's, or breaks a rule of
       `data.subjects`.
   """
-  clips = []
-  for i in range(len(source)):
-    clip = _encode_clip(base, source, i, data, cache, seed, views)
-    if not config.event_length:
+  clips = encoding.ClipEncoder(base, source, data, cache, (seed, views)).clips()
+  if not config.event_length:
+    for clip in clips:
       clip['views'] = [_in_one_text(view) for view in clip['views']]
-    clips.append(clip)
-    if (i + 1) % 64 == 0 or i + 1 == len(source):
-      print(f'encoded {i + 1} of {len(source)} clips', flush=True)
   shape = Shape(
     text=base.format.text_length,
     references=data.max_references,
@@ -222,97 +211,5 @@ def text_rows(base: Base, texts: Iterable[str]) -> dict[str, np.ndarray]:
       text_features.text_features(base, encoded.ids, encoded.mask)
     )
     for text, row, n in zip(part, rows, encoded.mask.sum(1), strict=True):
-      found[text] = row[:n].astype(_STORED)
+      found[text] = row[:n].astype(encoding.STORED)
   return found
-
-
-def _encode_clip(base, source, index, data, cache, seed, views):
-  """{'views': [...]} of one clip, from the cache if it was encoded before."""
-  f = base.format
-  how = {
-    'frames': f.frames,
-    'fps': f.fps,
-    'size': [f.height, f.width],
-    'max_references': data.max_references,
-    'window': data.window,
-    'gap': data.gap,
-  }
-  clip = source[index]
-  key = {
-    'base': base.fingerprint,
-    'types': latents_lib.types_of(base)['vae'],
-    'clip': clip,
-    'how': how,
-    'views': [seed, index, views],
-  }
-  stored = cache_lib.cached(
-    cache, key, lambda: _compute(base, clip, how, (seed, index), views)
-  )
-  return _unpack(stored)
-
-
-def _compute(base, clip, how, seed, views) -> dict[str, np.ndarray]:
-  """Arrays and, as bytes of JSON, what is not an array."""
-  arrays, about, windows = {}, [], {}
-  for view in range(views):
-    rng = np.random.default_rng((*seed, view))
-    try:
-      sample = casting.cast(clip, rng, **how)
-    except DcjaxError as error:
-      raise DcjaxError(f'clip {seed[1]}: {error}') from error
-    window = sample.clip.tobytes()
-    # Views of one window share its latents.
-    if window not in windows:
-      windows[window] = len(windows)
-      latents = sampling.encode_video(base, sample.clip[None])
-      arrays[f'latents/{windows[window]}'] = latents[0].astype(_STORED)
-      arrays[f'cover/{windows[window]}'] = _cover(base, sample.cover, latents)
-    if sample.references:
-      images = np.stack([x.image for x in sample.references])[:, None]
-      encoded = sampling.encode_video(base, images)[:, 0]
-      arrays[f'references/{view}'] = encoded.astype(_STORED)
-    about.append(_describe(base, sample, windows[window]))
-  text = json.dumps(about).encode()
-  return {**arrays, 'about': np.frombuffer(text, np.uint8)}
-
-
-def _cover(base, cover, latents) -> np.ndarray:
-  """How much of each latent pixel's place is a subject's, [f h w 1]."""
-  _, _, h, w, _ = latents.shape
-  mask = cover[None].astype(np.float32)
-  time = base.vae.scale_factor_temporal
-  return coverage.on_latents(mask, h, w, time)[0, ..., None].astype(_STORED)
-
-
-def _describe(base, sample, window) -> dict[str, Any]:
-  """What of a view is not an array; intervals in latent time."""
-  f, stride = base.format, base.vae.scale_factor_temporal
-  frames = (f.frames - 1) // stride + 1
-
-  def interval(x):
-    seconds = np.asarray([x.start, x.end], np.float64)
-    return intervals.latent_time(seconds, f.fps, stride, frames).tolist()
-
-  return {
-    'window': window,
-    'caption': sample.caption,
-    'references': [
-      {'word': x.word, 'interval': interval(x)} for x in sample.references
-    ],
-    'events': [
-      {'text': x.text, 'interval': interval(x)} for x in sample.events
-    ],
-  }
-
-
-def _unpack(stored: dict[str, np.ndarray]) -> dict[str, Any]:
-  views = json.loads(stored['about'].tobytes())
-  for i, view in enumerate(views):
-    window = view.pop('window')
-    view['latents'] = stored[f'latents/{window}']
-    view['cover'] = stored[f'cover/{window}']
-    for j, reference in enumerate(view['references']):
-      reference['latents'] = stored[f'references/{i}'][j]
-    for x in (*view['references'], *view['events']):
-      x['interval'] = np.asarray(x['interval'], np.float32)
-  return {'views': views}

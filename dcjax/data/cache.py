@@ -66,19 +66,52 @@ def cached(
     there is a file, mapped from it rather than read.
   """
   key = content_hash(key)
-  path = pathlib.Path(folder) / f'{key}.safetensors'
+  if processes.alone():
+    return kept(folder, key, compute)
+  path = _path(folder, key)
   found = _found(path, key) if processes.is_main() else None
   if processes.from_main(b'' if found is None else b'found'):
     return _from_main(found)
-  arrays = {name: np.asarray(x) for name, x in compute().items()}
+  arrays = _arrays(compute)
+  return _keep(path, arrays, key) if processes.is_main() else arrays
+
+
+def kept(
+  folder: str | os.PathLike,
+  key: str,
+  compute: Callable[[], Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+  """`cached` for one process, whatever others that share the folder do.
+
+  Args:
+    folder: the cache; made if missing.
+    key: of `content_hash`.
+    compute: gives {name: array}; called only if needed.
+  """
+  path = _path(folder, key)
+  found = _found(path, key)
+  return _keep(path, _arrays(compute), key) if found is None else found
+
+
+def _path(folder: str | os.PathLike, key: str) -> pathlib.Path:
+  return pathlib.Path(folder) / f'{key}.safetensors'
+
+
+def _arrays(compute: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  return {name: np.asarray(x) for name, x in compute().items()}
+
+
+def _keep(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], key: str
+) -> dict[str, np.ndarray]:
+  """The arrays, from their file if the disk takes them."""
   try:
-    if processes.is_main():
-      _save(path, arrays, key)
-      # Thousands of clips need not fit into memory.
-      return _mapped(path, arrays)
+    _save(path, arrays, key)
+    # Thousands of clips need not fit into memory.
+    return _mapped(path, arrays)
   except OSError as error:
     _log.warning('%s cannot be kept (%s)', path, error.strerror or error)
-  return arrays
+    return arrays
 
 
 def _found(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:

@@ -11,14 +11,11 @@ encoded once, at the greatest length they have, and serve every stage.
 """
 
 from collections.abc import Mapping, Sequence
-import concurrent.futures
 import dataclasses
 import functools
-import itertools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dcjax import latents as latents_lib
@@ -201,7 +198,7 @@ def chunks(clips: int, how: Plan) -> list[tuple[str, int, range]]:
 
 
 class _Encoder:
-  """Both networks, loaded: one copy of the autoencoder a local device."""
+  """Both networks, loaded: one copy of the autoencoder a device."""
 
   def __init__(self, base: Base, how: Plan):
     self._how = how
@@ -217,22 +214,14 @@ class _Encoder:
     )
     parts = {name: base.part(name) for name in ('vae', 'text_encoder')}
     self._base = dataclasses.replace(base, params=parts, on_disk={})
-    self._bases = [
-      dataclasses.replace(
-        self._base, params={'vae': jax.device_put(parts['vae'], device)}
-      )
-      for device in jax.local_devices()
-    ]
+    self._bases = latents_lib.copies(self._base)
 
   def examples(
     self, clips: Any, numbers: Sequence[int]
   ) -> tuple[list[Encoded], dict[str, str]]:
     """(samples, {clip: why it gave none}) of some clips."""
-    with concurrent.futures.ThreadPoolExecutor(len(self._bases)) as pool:
-      bases = itertools.cycle(self._bases)
-      found = list(
-        pool.map(functools.partial(self._windows, clips), numbers, bases)
-      )
+    work = functools.partial(self._windows, clips)
+    found = list(latents_lib.side_by_side(work, self._bases, numbers))
     good = [(text, x) for text, x in found if not isinstance(x, str)]
     texts = self.texts([text for text, _ in good])
     examples = [Encoded(x, texts[text], text) for text, xs in good for x in xs]
@@ -262,7 +251,7 @@ class _Encoder:
     }
 
   def _windows(
-    self, clips: Any, number: int, base: Base
+    self, clips: Any, base: Base, number: int
   ) -> tuple[str, list[np.ndarray] | str]:
     """(caption, latents of each window), or a reason instead of them."""
     try:
