@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcjax import tree
 from dcjax.errors import DcjaxError
 from dcjax.models import intervals, rope
+from dcjax.weights import reference
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -108,6 +110,28 @@ def test_a_way_that_there_is_not_replaces_no_results(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['timed_concepts.py', '--only=evnt'])
   with pytest.raises(DcjaxError, match="--only is 'evnt'; use reference; .*"):
     timed_concepts.main()
+
+
+def test_references_are_the_same_without_their_words(world_base, tmp_path):
+  """What is left out is what tags add, and nothing reads it then."""
+  import word_tags
+
+  folder = word_tags.without_words(
+    world_base, world_base.reference_folder, tmp_path
+  )
+  whole, bare = (
+    reference.equip(world_base, x)
+    for x in (world_base.reference_folder, folder)
+  )
+  assert whole.reference.tag_tokens and not bare.reference.tag_tokens
+  left = tree.flatten(whole.params['transformer'])
+  found = tree.flatten(bare.params['transformer'])
+  gone = set(left) - set(found)
+  assert gone == {x for x in left if x.startswith('reference/tag_')} != set()
+  for name, x in found.items():
+    np.testing.assert_array_equal(x, left[name], err_msg=name)
+  with pytest.raises(DcjaxError, match='has no word tags'):
+    word_tags.without_words(world_base, folder, tmp_path / 'again')
 
 
 def test_what_a_head_reads_of_an_interval_is_its_logit():
