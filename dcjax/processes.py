@@ -233,7 +233,7 @@ def from_main(data: bytes) -> bytes:
 
 
 def share(n: int) -> range:
-  """Which of n pieces of work this process takes: every so manieth."""
+  """Which of n pieces of work this process takes, in turn with the others."""
   import jax
 
   return (
