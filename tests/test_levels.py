@@ -69,7 +69,7 @@ LEVELS = """
   timed_conditions
   timed_sampling
   sampling
-  material  finetuning.dataset  start  pretraining.encoding
+  material  finetuning.dataset  start  pretraining.encoding  alchemint.encoding
   pretrain  pretraining.batches
   gallery  alchemint.dataset  alchemint.objective
   finetuning.showcase  alchemint.run  pretraining.run
