@@ -26,12 +26,12 @@ from dcjax.weights.base import Base, load_base
 _COLUMNS = ('iou', 'frame_iou', 'detected', 'swap', 'leak', 'text', 'reference')
 
 
-def without_words(base: Base, folder: Path, to: Path) -> Path:
+def without_words(base: Base, folder: Path | None, to: Path) -> Path:
   """Writes references as they are, but for the tokens of their words.
 
   Args:
     base: that they are of.
-    folder: of the references.
+    folder: of the references; None: the base's own.
     to: folder to write.
 
   Raises:
@@ -39,8 +39,11 @@ def without_words(base: Base, folder: Path, to: Path) -> Path:
   """
   config = reference.equip(base, folder).reference
   if not config.tag_tokens:
-    raise DcjaxError(f'{folder} has no word tags; expected some to leave out')
-  stored = tree.unflatten(container.read(folder / reference.FILE)[1])
+    raise DcjaxError(
+      f'{folder or base.name} has no word tags; expected some to leave out'
+    )
+  file = Path(folder or base.reference_folder) / reference.FILE
+  stored = tree.unflatten(container.read(file)[1])
   _, kept = tree.partition(stored, '^reference/tag_')
   reference.save(to, base, dataclasses.replace(config, tag_tokens=0), kept)
   return to
@@ -69,7 +72,7 @@ def main() -> None:
   options = parser.parse_args()
   base, work = load_base(options.base), Path(options.workdir)
   benchmark = item_file.read(options.benchmark)
-  trained = Path(options.references or base.reference_folder)
+  trained = Path(options.references) if options.references else None
   rows = {
     'tagged': trained,
     'untagged': without_words(base, trained, work / 'reference'),
